@@ -1,0 +1,131 @@
+"""Pure tensor functions: the losses that the methods are made of.
+
+Each returns a SUM over its items, never a mean: the methods divide by a count taken over the whole accumulation window
+and all ranks. Each has a plain reference in `tests/reference/`.
+
+Shapes in names: B rows, T tokens, N items (tokens or pairs), D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORE = -100
+"""Label of a position that carries no loss, as everywhere in transformers."""
+
+LOGITS_PER_CHUNK = 2**25
+"""Logits held at a time (128 MiB in float32): 128 tokens of a 256k vocabulary, 1,024 of a 32k one."""
+
+
+def chunked_cross_entropy(
+    hidden_ND: Tensor,
+    targets_N: Tensor,
+    readout: Callable[[Tensor], Tensor],
+    parameters: Sequence[Tensor] = (),
+    *,
+    vocab_size: int,
+    logits_per_chunk: int = LOGITS_PER_CHUNK,
+) -> Tensor:
+    """Summed cross-entropy of `readout(hidden)` against `targets`, without ever holding all (N, V) logits.
+
+    Each chunk's gradient is taken while its logits are there, so nothing is recomputed: the cost is that of the plain
+    loss, the memory that of one chunk.
+
+    Args:
+        hidden_ND: states to read, one row per target; drop positions without a target before calling.
+        targets_N: token ids.
+        readout: maps (n, D) to logits (n, V), e.g. `anatomy.logits` or `anatomy.frozen_lens`.
+        parameters: the tensors inside `readout` that train; leave empty for a frozen readout.
+        vocab_size: V, which sets the rows per chunk.
+        logits_per_chunk: how many logits to hold at a time.
+
+    Returns:
+        The sum over N as a scalar, in float32 or better; a zero that is connected to `hidden` when N is 0.
+    """
+    if targets_N.numel() == 0:
+        return hidden_ND.sum().to(_at_least_float32(hidden_ND.dtype)) * 0.0
+    rows = max(1, logits_per_chunk // vocab_size)
+    trained = tuple(p for p in parameters if p.requires_grad)
+    return _ChunkedCrossEntropy.apply(hidden_ND, targets_N, readout, rows, *trained)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, readout: Callable[[Tensor], Tensor], rows: int, *parameters: Tensor
+    ) -> Tensor:
+        wanted = [hidden] if ctx.needs_input_grad[0] else []
+        wanted += [p for p, needed in zip(parameters, ctx.needs_input_grad[4:], strict=True) if needed]
+        total = hidden.new_zeros((), dtype=_at_least_float32(hidden.dtype))
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_parameters: list[Tensor | None] = [None] * len(parameters)
+        several = hidden.shape[0] > rows
+        for start in range(0, hidden.shape[0], rows):
+            chunk = hidden[start : start + rows].detach().requires_grad_(grad_hidden is not None)
+            with torch.set_grad_enabled(bool(wanted)):
+                logits = readout(chunk)
+                loss = F.cross_entropy(
+                    logits.to(_at_least_float32(logits.dtype)), targets[start : start + rows], reduction="sum"
+                )
+            total += loss.detach()
+            if not wanted:
+                continue
+            sources = ([chunk] if grad_hidden is not None else []) + wanted[grad_hidden is not None :]
+            grads = list(torch.autograd.grad(loss, sources))
+            if grad_hidden is not None:
+                grad_hidden[start : start + rows] = grads.pop(0)
+            for k, grad in zip(_needed(ctx), grads, strict=True):
+                # Sums over chunks in at least float32: a bfloat16 sum would lose the small chunks.
+                grad = grad.to(_at_least_float32(grad.dtype)) if several else grad
+                grad_parameters[k] = grad if grad_parameters[k] is None else grad_parameters[k].add_(grad)
+        ctx.save_for_backward(grad_hidden, *grad_parameters)
+        ctx.dtypes = [p.dtype for p in parameters]
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_hidden, *grad_parameters = ctx.saved_tensors
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * upstream.to(grad_hidden.dtype)
+        scaled = [
+            None if g is None else (g * upstream.to(g.dtype)).to(dtype)
+            for g, dtype in zip(grad_parameters, ctx.dtypes, strict=True)
+        ]
+        return grad_hidden, None, None, None, *scaled
+
+
+def _needed(ctx: Any) -> list[int]:
+    return [k for k, needed in enumerate(ctx.needs_input_grad[4:]) if needed]
+
+
+def cosine_distance(a_ND: Tensor, b_ND: Tensor, keep_N: Tensor) -> Tensor:
+    """Sum over the kept rows of `1 - cos(a, b)` (DFT, relaxed signal), in float32 or better.
+
+    Args:
+        a_ND, b_ND: vectors, row by row.
+        keep_N: bool; rows that are False add nothing, whatever they hold.
+    """
+    dtype = _at_least_float32(a_ND.dtype)
+    distance = 1.0 - F.cosine_similarity(a_ND.to(dtype), b_ND.to(dtype), dim=-1)
+    return torch.where(keep_N, distance, 0.0).sum()
+
+
+def pool_span(hidden_BTD: Tensor, start_B: Tensor, end_B: Tensor, how: str) -> Tensor:
+    """One vector per row for the tokens [start, end): their `mean`, or the `last_token`. Returns (B, D)."""
+    if how == "last_token":
+        return hidden_BTD[torch.arange(hidden_BTD.shape[0], device=hidden_BTD.device), end_B - 1]
+    position_T = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)
+    inside_BT = (position_T >= start_B[:, None]) & (position_T < end_B[:, None])
+    total = torch.where(inside_BT[..., None], hidden_BTD, 0.0).sum(dim=1)
+    return total / (end_B - start_B)[:, None].to(total.dtype)
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
