@@ -1,0 +1,103 @@
+"""Deep supervision (DFT, Huo et al. 2025; METHODS.md section 1), slow and obvious: one example, one token at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tests.batches import Example, examples_of
+from tests.reference.passes import Connection, Pass, answer_loss, frozen_logits, run
+
+Terms = dict[str, tuple[Tensor, int]]
+
+
+def deep_supervision(
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    *,
+    language_conversion: str = "logits",
+    english_thinking: str = "logits",
+    conversion_layer: int,
+    thinking_layer: int,
+    reading: str = "teacher_forced",
+    pooling: str = "mean",
+    stop_gradient: bool = True,
+    final_norm: bool = True,
+    connections: dict[int, Connection] | None = None,
+) -> Terms:
+    """The sum and the count of each term that is on, before any weighting.
+
+    Args:
+        connections: CC-Tuning's addition to some rows' target pass (both methods in one run).
+    """
+    names = ["lm"]
+    names += ["language_conversion"] if language_conversion != "off" else []
+    names += ["english_thinking"] if english_thinking != "off" else []
+    sums: dict[str, list[Tensor]] = {name: [] for name in names}
+    counts = dict.fromkeys(names, 0)
+
+    def add(name: str, value: Tensor, count: int = 1) -> None:
+        sums[name].append(value)
+        counts[name] += count
+
+    for row, example in enumerate(examples_of(batch)):
+        connection = (connections or {}).get(row)
+        target, english = example.target, example.english
+        labels = batch["labels"][row, len(target.prompt) : len(target.prompt + target.answer)].tolist()
+        ordinary = run(model, target.prompt + target.answer, connection)
+        add("lm", *answer_loss(ordinary, len(target.prompt), labels))
+        if english is None:
+            continue
+
+        question = english.prompt[slice(*english.question)]
+        for name, signal, layer, text in (
+            ("language_conversion", language_conversion, conversion_layer, question),
+            ("english_thinking", english_thinking, thinking_layer, english.answer),
+        ):
+            if signal == "logits":
+                if reading == "teacher_forced":
+                    states = _appended(model, target.prompt, text, layer, connection)
+                else:
+                    states = _in_place(ordinary, example, labels, name, layer)
+                for state, token in zip(states, text, strict=False):  # as many as both have
+                    add(name, -torch.log_softmax(frozen_logits(model, state, final_norm), dim=-1)[token])
+            elif signal == "feature":
+                other = run(model, english.prompt)
+                english_layer = layer if name == "language_conversion" else len(other.hidden) - 1
+                theirs = _pooled(other.hidden[english_layer], english.question, pooling)
+                ours = _pooled(ordinary.hidden[layer], target.question, pooling)
+                add(name, 1 - _cosine(theirs.detach() if stop_gradient else theirs, ours))
+
+    zero = next(model.parameters()).sum() * 0.0
+    return {name: (torch.stack([zero, *sums[name]]).sum(), counts[name]) for name in names}
+
+
+def _appended(
+    model: nn.Module, prompt: list[int], text: list[int], layer: int, connection: Connection | None
+) -> list[Tensor]:
+    """`text` behind the target prompt: the states at `layer` that predict its tokens."""
+    states = run(model, prompt + text, connection).hidden[layer]
+    return [states[len(prompt) + k - 1] for k in range(len(text))]
+
+
+def _in_place(ordinary: Pass, example: Example, labels: list[int], name: str, layer: int) -> list[Tensor]:
+    """The states at `layer` of the ordinary pass that stand where the English tokens are read position by position."""
+    states = ordinary.hidden[layer]
+    if name == "language_conversion":
+        return [states[position] for position in range(*example.target.question)]
+    first = len(example.target.prompt)
+    return [states[first + k - 1] for k, token in enumerate(labels) if token != -100]
+
+
+def _pooled(hidden: Tensor, span: tuple[int, int], pooling: str) -> Tensor:
+    start, end = span
+    if pooling == "last_token":
+        return hidden[end - 1]
+    total = hidden[start]
+    for position in range(start + 1, end):
+        total = total + hidden[position]
+    return total / (end - start)
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum() / ((a * a).sum().sqrt() * (b * b).sum().sqrt())

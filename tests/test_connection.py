@@ -1,0 +1,268 @@
+"""The connection inside generate() against the two-prefill reference, and the Transform Matrix against plain lstsq."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pivotune.anatomy import Anatomy
+from pivotune.connection import Connection, NormalEquations, connect, disconnect, fit_transform_matrix
+from pivotune.errors import PivotuneError
+from pivotune.methods import CCTuning, CCTuningConfig
+from tests.families import FAMILIES, VOCAB, tiny
+from tests.reference import cc_tuning as reference
+
+PROMPTS = [14, 3, 9, 2]  # lengths; the first two lie beyond and within the sliding windows of tests/families.py
+ENGLISH = [5, 8, 3, 6]
+TOKENS = 20
+
+
+def draw(lengths: list[int], seed: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, VOCAB, (n,), generator=generator).tolist() for n in lengths]
+
+
+def left_padded(rows: list[list[int]]) -> dict[str, Tensor]:
+    width = max(map(len, rows))
+    return {
+        "input_ids": torch.tensor([[0] * (width - len(r)) + r for r in rows]),
+        "attention_mask": torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows]),
+    }
+
+
+def connected(family: str, **options: Any) -> tuple[Any, Connection, Tensor, Tensor]:
+    """A tiny model with a random Decision Maker and Transform Matrix, connected."""
+    model = tiny(family).eval()
+    anatomy = Anatomy(model)
+    generator = torch.Generator().manual_seed(5)
+    config = CCTuningConfig(**options)
+    L, d = anatomy.num_layers, anatomy.hidden_size
+    decision_maker = torch.randn(L, d, dtype=torch.float64, generator=generator)
+    shape = (L, d, d) if config.matrix == "per_layer" else (d, d)
+    matrix = torch.randn(*shape, dtype=torch.float64, generator=generator) / d**0.5
+    connection = Connection(model, config, decision_maker, matrix)
+    connect(model, connection)
+    return model, connection, decision_maker, matrix
+
+
+def generated(model: Any, prompts: list[list[int]], **options: Any) -> list[list[int]]:
+    inputs = left_padded(prompts)
+    english = options.pop("english", None)
+    if english is not None:
+        options |= {f"english_{name}": tensor for name, tensor in left_padded(english).items()}
+    options = {"max_new_tokens": TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0} | options
+    return model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_more_pass_of_the_last_token_equals_two_prefills(family: str, cache: str) -> None:
+    """Left-padded batch, every family (sliding windows and soft-caps among them), matrix and real English."""
+    model, _, decision_maker, matrix = connected(family)
+    prompts, english = draw(PROMPTS, 1), draw(ENGLISH, 2)
+    expected = reference.generate(model, decision_maker, prompts, TOKENS, matrix=matrix)
+    assert generated(model, prompts, connection="matrix", cache_implementation=cache) == expected
+    expected = reference.generate(model, decision_maker, prompts, TOKENS, english_prompts=english)
+    assert generated(model, prompts, connection="english", english=english, cache_implementation=cache) == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"connection_tokens": 2},
+        {"connection_tokens": 5, "connection_layer": 2},
+        {"connection_layer": 4},
+        {"selection": "soft", "temperature": 0.5},
+        {"matrix": "per_layer"},
+    ],
+    ids=str,
+)
+def test_options_equal_the_reference(options: dict[str, Any]) -> None:
+    model, _, decision_maker, matrix = connected("mistral", **options)
+    prompts = draw(PROMPTS, 3)
+    known = {k: v for k, v in options.items() if k != "matrix"}
+    expected = reference.generate(model, decision_maker, prompts, TOKENS, matrix=matrix, **known)
+    assert generated(model, prompts) == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_first_token_logits_equal_the_reference(family: str) -> None:
+    model, _, decision_maker, matrix = connected(family)
+    prompt = draw([11], 4)[0]
+    seen: list[Tensor] = []  # generate() itself hands logits out in float32
+    handle = model.register_forward_hook(lambda module, args, output: seen.append(output.logits[0, -1]))
+    generated(model, [prompt], max_new_tokens=1)
+    handle.remove()
+    pick = reference.choose(
+        decision_maker,
+        reference.transformed(reference.last_feed_forward(model, prompt), matrix),
+        reference.last_embedding(model, prompt),
+        noise=None,
+        temperature=1.0,
+        selection="hard",
+    )
+    lent = reference.Connection(1, [len(prompt) - 1], pick)
+    torch.testing.assert_close(seen[-1], reference.run(model, prompt, lent).logits[-1], rtol=1e-9, atol=1e-9)
+
+
+def test_it_matters_and_can_be_switched_off() -> None:
+    """The connection changes the answers of this model; none, disconnect() and unconnected rows restore them."""
+    model, *_ = connected("llama")
+    prompts = draw(PROMPTS, 6)
+    with_matrix = generated(model, prompts)
+    plain = generated(model, prompts, connection="none")
+    assert all(a != b for a, b in zip(with_matrix, plain, strict=True))
+    assert plain == reference.generate(model, None, prompts, TOKENS)
+    some = generated(model, prompts, connected=torch.tensor([True, False, True, False]))
+    assert some == [with_matrix[0], plain[1], with_matrix[2], plain[3]]
+    disconnect(model)
+    assert generated(model, prompts) == plain
+    assert not {"generate", "_prefill"} & set(vars(model))
+
+
+def test_nothing_random_is_left_at_inference() -> None:
+    model, connection, *_ = connected("llama")
+    model.train(), connection.decision_maker.train()
+    connect(model, Connection(model, connection.config, connection.decision_maker.weight, connection.transform_matrix))
+    prompts = draw(PROMPTS, 7)
+    torch.manual_seed(0)
+    first = generated(model, prompts)
+    torch.manual_seed(1)
+    assert generated(model, prompts) == first
+
+
+@pytest.mark.parametrize("mode", ["matrix", "english"])
+def test_beams_and_several_samples(mode: str) -> None:
+    """Rows that generate() multiplies keep the connection of their prompt: batched equals one by one."""
+    model, *_ = connected("llama")
+    prompts, english = draw(PROMPTS, 8), draw(ENGLISH, 9)
+    options = {"num_beams": 3, "num_return_sequences": 2, "connection": mode}
+    together = generated(model, prompts, english=english if mode == "english" else None, **options)
+    alone = [
+        answer
+        for p, e in zip(prompts, english, strict=True)
+        for answer in generated(model, [p], english=[e] if mode == "english" else None, **options)
+    ]
+    assert together == alone
+    sampled = generated(model, prompts[:1], do_sample=True, num_return_sequences=3)
+    assert len(sampled) == 3
+
+
+def test_a_wrapped_model_generates_with_the_connection() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny("llama"), LoraConfig(r=2, target_modules=["q_proj"])).eval()
+    plain_lm = tiny("llama").eval()  # a fresh adapter changes nothing
+    _, _, decision_maker, matrix = connected("llama")
+    connect(model, Connection(model, CCTuningConfig(), decision_maker, matrix))
+    prompts = draw(PROMPTS, 10)
+    assert generated(model, prompts) == reference.generate(plain_lm, decision_maker, prompts, TOKENS, matrix=matrix)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"connection": "matrx"}, ["connection", "'matrx'", "none, english or matrix"]),
+        ({"connection": "english"}, ["english_input_ids", 'connection="matrix"']),
+        ({"use_cache": False}, ["use_cache", 'connection="none"']),
+        ({"connected": torch.tensor([True, False, True])}, ["connected", "3 rows", "4 prompts"]),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_requests_that_cannot_be_met_say_why(options: dict[str, Any], words: list[str]) -> None:
+    model, *_ = connected("llama")
+    with pytest.raises(PivotuneError) as error:
+        generated(model, draw(PROMPTS, 11), **options)
+    assert all(word in str(error.value) for word in words)
+    assert "_prefill" not in vars(model)
+
+
+def test_matrix_mode_needs_a_matrix_and_tensors_that_fit() -> None:
+    model = tiny("llama")
+    weight = torch.zeros(4, 32)
+    with pytest.raises(PivotuneError, match="needs a Transform Matrix"):
+        connect(model, Connection(model, CCTuningConfig(), weight), "matrix")
+    connect(model, Connection(model, CCTuningConfig(), weight), "english")
+    with pytest.raises(PivotuneError, match="another model"):
+        Connection(model, CCTuningConfig(), torch.zeros(5, 32))
+
+
+# The Transform Matrix ------------------------------------------------------------------------------------------------
+
+
+class Pairs:
+    """Parallel questions in the form that the tokenised data have, as far as the fit needs it."""
+
+    def __init__(self, number: int):
+        lengths = [3 + n % 7 for n in range(number)]
+        self.target, self.english = draw(lengths, 20), draw(lengths[::-1], 21)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.english if key == "english_prompt_ids" else key
+
+    def collate(self, rows: list[int]) -> dict[str, Tensor]:
+        def right(ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+            width = max(map(len, ids))
+            padded = torch.tensor([r + [0] * (width - len(r)) for r in ids])
+            return padded, torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in ids])
+
+        answered = [self.target[i] + [5, 2] for i in rows]  # an answer follows; the fit must not look at it
+        ids, mask = right(answered)
+        english, english_mask = right([self.english[i] for i in rows])
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "prompt_length": torch.tensor([len(self.target[i]) for i in rows]),
+            "pair_row": torch.arange(len(rows)),
+            "english_input_ids": english,
+            "english_attention_mask": english_mask,
+        }
+
+
+@pytest.mark.parametrize("matrix", ["shared", "per_layer"])
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+def test_transform_matrix_equals_plain_least_squares(matrix: str, ridge: float) -> None:
+    model = tiny("gemma2")
+    method = CCTuning(model, CCTuningConfig(matrix=matrix, ridge=ridge))
+    pairs = Pairs(80)
+    fitted = fit_transform_matrix(method, pairs, pairs.collate, batch_size=7, seed=3)
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(3)).tolist()
+    activations = [
+        tuple(reference.last_feed_forward(model, side[i]).detach().numpy() for side in (pairs.target, pairs.english))
+        for i in order
+    ]
+    expected = reference.fit(activations[8:], matrix=matrix, ridge=ridge)
+    np.testing.assert_allclose(fitted.weight.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+    held = activations[:8]
+    per_layer = expected if matrix == "per_layer" else [expected] * 4
+    T = np.stack([t for _, t in held])
+    predicted = np.stack([[s[n] @ per_layer[n] for n in range(4)] for s, _ in held])
+    residual, variance = ((predicted - T) ** 2).sum((0, 2)), ((T - T.mean(0)) ** 2).sum((0, 2))
+    np.testing.assert_allclose(fitted.report["r2_per_layer"], 1 - residual / variance, rtol=1e-6)
+    assert fitted.report["r2"] == pytest.approx(1 - residual.sum() / variance.sum(), rel=1e-6)
+    assert (fitted.report["pairs"], fitted.report["held_out_pairs"]) == (72, 8)
+
+
+@settings(deadline=None, max_examples=20)
+@given(size=st.integers(1, 6), batches=st.integers(1, 4), seed=st.integers(0, 2**16))
+def test_streaming_least_squares_recovers_a_planted_matrix(size: int, batches: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    planted = torch.randn(2, size, size, dtype=torch.float64, generator=generator)
+    equations = NormalEquations(2, size)
+    for _ in range(batches):
+        rows = torch.randn(2, 4 * size, size, dtype=torch.float64, generator=generator)
+        equations.add(rows, rows @ planted)
+    torch.testing.assert_close(equations.solve(0.0), planted, rtol=1e-6, atol=1e-6)
+
+
+def test_fitting_needs_pairs() -> None:
+    pairs = Pairs(1)
+    with pytest.raises(PivotuneError, match="parallel questions"):
+        fit_transform_matrix(CCTuning(tiny("llama"), CCTuningConfig()), pairs, pairs.collate)
