@@ -1,0 +1,94 @@
+"""Tokenised examples to one padded batch that keeps each English row tied to its example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pivotune.errors import PivotuneError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORE = -100  # the label that torch's cross-entropy leaves out
+
+
+@dataclass(frozen=True)
+class ParallelCollator:
+    """Pads rows of `tokenize_examples` on the right.
+
+    B examples, T longest target; P >= 1 English rows, S longest English prompt, A longest English answer. All
+    tensors are long:
+
+        input_ids (B, T)               prompt and answer
+        attention_mask (B, T)          1 on tokens, 0 on padding
+        labels (B, T)                  the answer's ids, -100 elsewhere
+        prompt_length (B,)
+        question_start, question_end (B,)
+        pair_row (P,)                  the row of the batch each English row belongs to, increasing; or [-1]
+        english_input_ids (P, S)       the English PROMPT alone
+        english_attention_mask (P, S)
+        english_question_start, english_question_end (P,)
+        english_answer_ids (P, A)      padded with -100
+
+    When no example has English, pair_row is [-1] and one dummy row of a single token, without an answer, stands in
+    for it: every rank then runs the same passes of the model, as sharded training needs.
+
+    Args:
+        pad_token_id: any id will do, for the attention mask and the labels leave the padding out.
+    """
+
+    pad_token_id: int
+
+    @classmethod
+    def for_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> ParallelCollator:
+        """Pad with the tokenizer's pad token or, as many base models have none, its EOS token."""
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        if pad is None:
+            raise PivotuneError("tokenizer: pad_token and eos_token are None; set tokenizer.eos_token")
+        return cls(pad)
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        pairs = [index for index, row in enumerate(rows) if row["english_prompt_ids"] is not None]
+        english = [rows[index] for index in pairs] or [_dummy(rows[0])]
+        english_answers = [row["english_answer_ids"] for row in english]
+        inputs = [row["input_ids"] for row in rows]
+        labels = [[IGNORE] * row["prompt_length"] + list(row["input_ids"][row["prompt_length"] :]) for row in rows]
+        prompts = [row["english_prompt_ids"] for row in english]
+        return {
+            "input_ids": _pad(inputs, self.pad_token_id),
+            "attention_mask": _pad([[1] * len(ids) for ids in inputs], 0),
+            "labels": _pad(labels, IGNORE),
+            "prompt_length": _column(rows, "prompt_length"),
+            "question_start": _column(rows, "question_start"),
+            "question_end": _column(rows, "question_end"),
+            "pair_row": torch.tensor(pairs or [-1]),
+            "english_input_ids": _pad(prompts, self.pad_token_id),
+            "english_attention_mask": _pad([[1] * len(ids) for ids in prompts], 0),
+            "english_question_start": _column(english, "english_question_start"),
+            "english_question_end": _column(english, "english_question_end"),
+            "english_answer_ids": _pad(english_answers, IGNORE),
+        }
+
+
+def _dummy(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "english_prompt_ids": list(row["input_ids"][:1]),
+        "english_question_start": 0,
+        "english_question_end": 1,
+        "english_answer_ids": [IGNORE],
+    }
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """(number of rows, longest row) long."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.long)
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> Tensor:
+    return torch.tensor([row[name] for row in rows], dtype=torch.long)

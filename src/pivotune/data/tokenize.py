@@ -1,0 +1,132 @@
+"""Examples to token ids: one Arrow row per example, both sides of a pair in the same row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from datasets import Dataset
+
+from pivotune.data.examples import ParallelExample
+from pivotune.data.prompts import Encoded, PromptEncoder
+from pivotune.data.report import DataError, Report, check_choice
+from pivotune.errors import PivotuneError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Large enough for the tokenizer's threads, small enough that Python lists of it cost little memory.
+_BATCH = 1000
+
+_IDS = pa.list_(pa.int32())
+_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "language": pa.string(),
+        "input_ids": _IDS,
+        "prompt_length": pa.int32(),
+        "question_start": pa.int32(),
+        "question_end": pa.int32(),
+        "english_prompt_ids": _IDS,
+        "english_question_start": pa.int32(),
+        "english_question_end": pa.int32(),
+        "english_answer_ids": _IDS,
+    }
+)
+
+
+def tokenize_examples(
+    examples: Iterable[ParallelExample],
+    tokenizer: PreTrainedTokenizerBase,
+    style: str = "auto",
+    max_length: int = 512,
+    overlong: str = "error",
+) -> tuple[Dataset, Report]:
+    """Tokenise examples, cutting long answers at their end.
+
+    Args:
+        examples: validated examples, in any number; only their tokens stay in memory.
+        tokenizer: a fast tokenizer with an EOS token.
+        style: "auto", "alpaca", "chat" or "plain", see `PromptEncoder`.
+        max_length: the most tokens that prompt and answer of one side may have together. An answer that exceeds it
+            keeps its start, loses its end and its EOS, and is counted in the report.
+        overlong: what to do when the prompt of EITHER side leaves no room for one answer token: "error" raises,
+            "skip" leaves out the whole pair and counts it. Never is one side left out alone.
+
+    Returns:
+        The dataset and the report. Columns: id, language, input_ids (prompt and answer), prompt_length,
+        question_start, question_end (token positions, end exclusive), english_prompt_ids, english_question_start,
+        english_question_end, english_answer_ids; the last four are None where there is no English counterpart.
+
+    Raises:
+        DataError: an over-long prompt under overlong="error", or an example that cannot be rendered.
+        PivotuneError: a wrong option or tokenizer, or no example left.
+    """
+    check_choice("overlong", overlong, ("error", "skip"))
+    if max_length < 2:
+        raise PivotuneError(f"max_length: got {max_length}; a prompt and its answer need at least 2 tokens")
+    encoder = PromptEncoder(tokenizer, style)
+    report = Report()
+    batches = []
+    remaining = iter(examples)
+    while batch := list(islice(remaining, _BATCH)):
+        rows = list(_rows(batch, encoder, max_length, overlong, report))
+        batches.append(pa.RecordBatch.from_pylist(rows, schema=_SCHEMA))
+    if not report.kept:
+        raise PivotuneError(f"no example to train on: {report}")
+    return Dataset(pa.Table.from_batches(batches, schema=_SCHEMA)), report
+
+
+def _rows(
+    batch: list[ParallelExample], encoder: PromptEncoder, max_length: int, overlong: str, report: Report
+) -> Iterator[dict[str, Any]]:
+    targets = encoder.tokenize([encoder.render(example.text, example.where) for example in batch])
+    counterparts = iter(
+        encoder.tokenize(
+            [encoder.render(example.english, example.where) for example in batch if example.english is not None]
+        )
+    )
+    for example, target in zip(batch, targets, strict=True):
+        english = next(counterparts) if example.english is not None else None
+        try:
+            _check_length(example, target, "prompt", max_length)
+            if english is not None:
+                _check_length(example, english, "English prompt", max_length)
+        except DataError as error:
+            if overlong == "error":
+                raise
+            report.skip(error)
+            continue
+        report.keep(example.language, english is not None)
+        report.truncated += len(target.prompt_ids) + len(target.answer_ids) > max_length
+        row: dict[str, Any] = {
+            "id": example.id,
+            "language": example.language,
+            "input_ids": (target.prompt_ids + target.answer_ids)[:max_length],
+            "prompt_length": len(target.prompt_ids),
+            "question_start": target.question_start,
+            "question_end": target.question_end,
+        }
+        if english is not None:
+            room = max_length - len(english.prompt_ids)
+            report.english_truncated += len(english.answer_ids) > room
+            row |= {
+                "english_prompt_ids": english.prompt_ids,
+                "english_question_start": english.question_start,
+                "english_question_end": english.question_end,
+                "english_answer_ids": english.answer_ids[:room],
+            }
+        yield row
+
+
+def _check_length(example: ParallelExample, side: Encoded, name: str, max_length: int) -> None:
+    if len(side.prompt_ids) >= max_length:
+        problem = (
+            f"the {name} of id {example.id!r} has {len(side.prompt_ids)} tokens, so max_length {max_length} "
+            "leaves no room for an answer"
+        )
+        raise DataError(
+            example.where, "over-long prompt", problem, "raise max_length, shorten the row, or set overlong='skip'"
+        )
