@@ -1,3 +1,31 @@
-"""Fine-tune English-centric LLMs for other languages by supervising and connecting what happens inside them."""
+"""Pivotune: fine-tune English-centric LLMs for other languages by supervising and connecting what happens inside."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "PivotuneError": "pivotune.errors",
+    "RunConfig": "pivotune.config",
+    "ModelConfig": "pivotune.config",
+    "DataConfig": "pivotune.config",
+    "LoraOptions": "pivotune.config",
+    "TrainingOptions": "pivotune.config",
+    "DeepSupervisionConfig": "pivotune.methods",
+    "CCTuningConfig": "pivotune.methods",
+    "train": "pivotune.training",
+    "load": "pivotune.generation",
+    "generate_texts": "pivotune.generation",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    # Resolved on first use: `import pivotune` and `pivotune --help` need not wait for torch.
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'pivotune' has no attribute {name!r}")

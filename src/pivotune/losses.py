@@ -46,12 +46,15 @@ def chunked_cross_entropy(
         logits_per_chunk: how many logits to hold at a time.
 
     Returns:
-        The sum over N as a scalar, in float32 or better; a zero that is connected to `hidden` when N is 0.
+        The sum over N as a scalar, in float32 or better. When N is 0, a zero that is connected to `hidden` and the
+        trained parameters, so that every rank has a gradient for them to reduce.
     """
-    if targets_N.numel() == 0:
-        return hidden_ND.sum().to(_at_least_float32(hidden_ND.dtype)) * 0.0
-    rows = max(1, logits_per_chunk // vocab_size)
     trained = tuple(p for p in parameters if p.requires_grad)
+    if targets_N.numel() == 0:
+        return sum((p.sum() * 0.0 for p in trained), hidden_ND.sum().to(_at_least_float32(hidden_ND.dtype)) * 0.0)
+    rows = max(1, logits_per_chunk // vocab_size)
+    if not torch.is_grad_enabled():
+        hidden_ND, trained = hidden_ND.detach(), ()
     return _ChunkedCrossEntropy.apply(hidden_ND, targets_N, readout, rows, *trained)
 
 
@@ -60,15 +63,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, targets: Tensor, readout: Callable[[Tensor], Tensor], rows: int, *parameters: Tensor
     ) -> Tensor:
-        wanted = [hidden] if ctx.needs_input_grad[0] else []
-        wanted += [p for p, needed in zip(parameters, ctx.needs_input_grad[4:], strict=True) if needed]
+        wanted = bool(parameters) or ctx.needs_input_grad[0]  # parameters come only where they train
         total = hidden.new_zeros((), dtype=_at_least_float32(hidden.dtype))
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_parameters: list[Tensor | None] = [None] * len(parameters)
         several = hidden.shape[0] > rows
         for start in range(0, hidden.shape[0], rows):
             chunk = hidden[start : start + rows].detach().requires_grad_(grad_hidden is not None)
-            with torch.set_grad_enabled(bool(wanted)):
+            with torch.set_grad_enabled(wanted):
                 logits = readout(chunk)
                 loss = F.cross_entropy(
                     logits.to(_at_least_float32(logits.dtype)), targets[start : start + rows], reduction="sum"
@@ -76,21 +78,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             total += loss.detach()
             if not wanted:
                 continue
-            sources = ([chunk] if grad_hidden is not None else []) + wanted[grad_hidden is not None :]
+            sources = [chunk, *parameters] if grad_hidden is not None else parameters
             grads = list(torch.autograd.grad(loss, sources))
             if grad_hidden is not None:
                 grad_hidden[start : start + rows] = grads.pop(0)
-            for k, grad in zip(_needed(ctx), grads, strict=True):
+            for k, grad in enumerate(grads):
                 # Sums over chunks in at least float32: a bfloat16 sum would lose the small chunks.
                 grad = grad.to(_at_least_float32(grad.dtype)) if several else grad
-                grad_parameters[k] = grad if grad_parameters[k] is None else grad_parameters[k].add_(grad)
+                before = grad_parameters[k]
+                grad_parameters[k] = grad if before is None else before.add_(grad)
         ctx.save_for_backward(grad_hidden, *grad_parameters)
         ctx.dtypes = [p.dtype for p in parameters]
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, *grad_parameters = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = grad_hidden * upstream.to(grad_hidden.dtype)
@@ -99,10 +102,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for g, dtype in zip(grad_parameters, ctx.dtypes, strict=True)
         ]
         return grad_hidden, None, None, None, *scaled
-
-
-def _needed(ctx: Any) -> list[int]:
-    return [k for k, needed in enumerate(ctx.needs_input_grad[4:]) if needed]
 
 
 def cosine_distance(a_ND: Tensor, b_ND: Tensor, keep_N: Tensor) -> Tensor:
