@@ -63,6 +63,12 @@ FAMILIES: dict[str, Family] = {
 
 def unwrap(model: Any) -> Any:
     """The causal LM inside torch.compile, DistributedDataParallel and PEFT wrappers, in whatever order."""
+    for config in getattr(model, "peft_config", {}).values():
+        if config.is_prompt_learning:
+            raise PivotuneError(
+                f"model: {config.peft_type.value} puts virtual tokens in front of every text, and the methods count "
+                "tokens from the prompt's start. Use LoRA or another adapter that keeps the text as it is."
+            )
     while True:
         if hasattr(model, "_orig_mod"):  # torch.compile
             model = model._orig_mod
@@ -80,10 +86,12 @@ class Anatomy:
     Parts are looked up each time they are asked for, because PEFT and FSDP2 replace modules after construction.
 
     Args:
-        model: a decoder-only causal LM of transformers, possibly wrapped by PEFT, torch.compile or DDP.
+        model: a decoder-only causal LM of transformers, possibly wrapped by PEFT, torch.compile or DDP. The parts of a
+            compiled model are the original, uncompiled ones.
 
     Raises:
-        PivotuneError: the architecture is unknown; the message lists the parts that the usual layout lacks.
+        PivotuneError: the architecture is unknown (the message lists the parts that the usual layout lacks), or PEFT
+            prepends virtual tokens.
     """
 
     def __init__(self, model: nn.Module):

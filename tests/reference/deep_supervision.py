@@ -28,7 +28,8 @@ def deep_supervision(
     """The sum and the count of each term that is on, before any weighting.
 
     Args:
-        connections: CC-Tuning's addition to some rows' target pass (both methods in one run).
+        connections: CC-Tuning's addition to some rows' ordinary pass (both methods in one run). The extra passes of
+            the teacher-forced signal ask what the target question alone has become, and get none.
     """
     names = ["lm"]
     names += ["language_conversion"] if language_conversion != "off" else []
@@ -56,7 +57,7 @@ def deep_supervision(
         ):
             if signal == "logits":
                 if reading == "teacher_forced":
-                    states = _appended(model, target.prompt, text, layer, connection)
+                    states = _appended(model, target.prompt, text, layer)
                 else:
                     states = _in_place(ordinary, example, labels, name, layer)
                 for state, token in zip(states, text, strict=False):  # as many as both have
@@ -72,11 +73,9 @@ def deep_supervision(
     return {name: (torch.stack([zero, *sums[name]]).sum(), counts[name]) for name in names}
 
 
-def _appended(
-    model: nn.Module, prompt: list[int], text: list[int], layer: int, connection: Connection | None
-) -> list[Tensor]:
+def _appended(model: nn.Module, prompt: list[int], text: list[int], layer: int) -> list[Tensor]:
     """`text` behind the target prompt: the states at `layer` that predict its tokens."""
-    states = run(model, prompt + text, connection).hidden[layer]
+    states = run(model, prompt + text).hidden[layer]
     return [states[len(prompt) + k - 1] for k in range(len(text))]
 
 

@@ -14,8 +14,8 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from pivotune.data.examples import ParallelExample, Text, Turn
-from pivotune.data.report import DataError, check_choice
-from pivotune.errors import PivotuneError
+from pivotune.data.report import DataError
+from pivotune.errors import PivotuneError, check_choice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

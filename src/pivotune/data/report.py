@@ -73,9 +73,3 @@ class Report:
         if self.truncated or self.english_truncated:
             lines.append(f"  answers cut at the end: {self.truncated} target, {self.english_truncated} English")
         return "\n".join(lines)
-
-
-def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise a PivotuneError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise PivotuneError(f"{option}: got {value!r}; choose one of {', '.join(map(repr, choices))}")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pivotune.data.examples import ParallelExample, is_english
-from pivotune.data.report import DataError, Report, check_choice
-from pivotune.errors import PivotuneError
+from pivotune.data.report import DataError, Report
+from pivotune.errors import PivotuneError, check_choice
 
 HUB = "hub:"
 _SUFFIXES = ".jsonl, .jsonl.gz, .json, .json.gz, .parquet or hub:owner/name[:split]"

@@ -11,8 +11,8 @@ from datasets import Dataset
 
 from pivotune.data.examples import ParallelExample
 from pivotune.data.prompts import Encoded, PromptEncoder
-from pivotune.data.report import DataError, Report, check_choice
-from pivotune.errors import PivotuneError
+from pivotune.data.report import DataError, Report
+from pivotune.errors import PivotuneError, check_choice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -170,7 +170,11 @@ class Method(nn.Module):
             Tap(self.anatomy, hidden=wants.hidden, feed_forward_at=last) as tap,
         ):
             final = self._decode(batch["english_input_ids"], mask)
-        return Pass(final, tap.hidden, tap.feed_forward() if wants.feed_forward else None)
+        if not wants.feed_forward:
+            return Pass(final, tap.hidden)
+        # FSDP2 gathers a layer's parameters for the backward pass when a gradient reaches the layer's OUTPUT. That of the
+        # last layer is not used here, only what is inside; so a gradient of zero is sent through it.
+        return Pass(final, tap.hidden, tap.feed_forward() + 0.0 * final[0, 0, 0])
 
     def _decode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.anatomy.decoder(
@@ -199,10 +203,14 @@ class Method(nn.Module):
     def _no_split_modules(self) -> Any:  # FSDP wraps these
         return self.anatomy.lm._no_split_modules
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        self.anatomy.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        self.anatomy.lm.gradient_checkpointing_enable(**options)
 
-    activation_checkpointing_enable = gradient_checkpointing_enable
+    def activation_checkpointing_enable(self, **options: Any) -> None:  # its name from transformers 5.2x on
+        self.anatomy.lm.activation_checkpointing_enable(**options)
+
+    def tie_weights(self) -> None:  # accelerate calls it for FSDP2 with cpu_ram_efficient_loading
+        self.anatomy.lm.tie_weights()
 
 
 def pair_rows(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pivotune.anatomy import Anatomy
-from pivotune.errors import PivotuneError
+from pivotune.errors import check_choice, check_flags, check_number
 from pivotune.methods.base import Batch, Method, MethodOutput, Pass, Wants, pair_rows
 from pivotune.taps import Injection, Tap
 
@@ -67,7 +67,10 @@ class DecisionMaker(nn.Module):
     def forward(self, v_PLd: Tensor, e_Pd: Tensor) -> Tensor:
         """The pick, (P, d). Gumbel noise in training only: nothing is random at inference."""
         summary_Pd = (v_PLd + e_Pd[:, None, :]).mean(dim=1)
-        scores_PL = F.linear(summary_Pd.to(self.weight.dtype), self.weight)
+        # At least float32, also under autocast: bfloat16 scores and noise would tie, and change which layer wins.
+        dtype = torch.promote_types(summary_Pd.dtype, torch.float32)
+        with torch.autocast(summary_Pd.device.type, enabled=False):
+            scores_PL = F.linear(summary_Pd.to(dtype), self.weight.to(dtype))
         if self.training:
             share_PL = F.gumbel_softmax(scores_PL, tau=self.temperature, hard=self.hard, dim=-1)
         elif self.hard:
@@ -155,15 +158,10 @@ class CCTuning(Method):
 def check_config(config: CCTuningConfig, anatomy: Anatomy) -> None:
     """Raise a PivotuneError for a value that makes no sense for this model."""
     anatomy.check_layer(config.connection_layer, "cc_tuning.connection_layer")
-    if config.selection not in ("hard", "soft"):
-        raise PivotuneError(f"cc_tuning.selection: got {config.selection!r}; choose hard or soft.")
-    if config.matrix not in ("shared", "per_layer"):
-        raise PivotuneError(f"cc_tuning.matrix: got {config.matrix!r}; choose shared or per_layer.")
-    for option, minimum, strict in (("temperature", 0, True), ("ridge", 0, False), ("connection_tokens", 1, False)):
-        value = getattr(config, option)
-        if not (value > minimum if strict else value >= minimum):
-            raise PivotuneError(
-                f"cc_tuning.{option}: got {value!r}; give a number {'>' if strict else '>='} {minimum}."
-            )
-    if config.matrix_pairs < 2:
-        raise PivotuneError(f"cc_tuning.matrix_pairs: got {config.matrix_pairs!r}; some 1000 pairs are usual.")
+    check_choice("cc_tuning.selection", config.selection, ("hard", "soft"))
+    check_choice("cc_tuning.matrix", config.matrix, ("shared", "per_layer"))
+    check_flags("cc_tuning", config, ["english_gradient"])
+    check_number("cc_tuning.connection_tokens", config.connection_tokens, 1, whole=True)
+    check_number("cc_tuning.temperature", config.temperature, 0, exclusive=True)
+    check_number("cc_tuning.ridge", config.ridge, 0)
+    check_number("cc_tuning.matrix_pairs", config.matrix_pairs, 2, whole=True, why="; some 1000 are usual")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pivotune.anatomy import Anatomy
-from pivotune.errors import PivotuneError
+from pivotune.errors import PivotuneError, check_choice, check_flags, check_number
 from pivotune.losses import IGNORE, chunked_cross_entropy, cosine_distance, pool_span
 from pivotune.methods.base import Batch, Method, Pass, Wants, pair_rows, unobtrusive
 from pivotune.taps import Tap
@@ -218,23 +218,19 @@ def _own_positions(name: str, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def _resolve(config: DeepSupervisionConfig, anatomy: Anatomy) -> tuple[_Supervised, ...]:
     """The terms that are on, with their layers checked."""
-    for option, choices in (("reading", ("teacher_forced", "position_wise")), ("pooling", ("mean", "last_token"))):
-        if (value := getattr(config, option)) not in choices:
-            raise PivotuneError(f"deep_supervision.{option}: got {value!r}; choose one of {', '.join(choices)}.")
+    check_choice("deep_supervision.reading", config.reading, ("teacher_forced", "position_wise"))
+    check_choice("deep_supervision.pooling", config.pooling, ("mean", "last_token"))
+    check_flags("deep_supervision", config, ["stop_gradient", "final_norm"])
     terms = []
     for name, short, fraction in (
         ("language_conversion", "conversion", 2 / 32),
         ("english_thinking", "thinking", 15 / 32),
     ):
         signal, weight = getattr(config, name), getattr(config, f"{short}_weight")
-        if signal not in get_args(Signal):
-            raise PivotuneError(f"deep_supervision.{name}: got {signal!r}; choose logits, feature or off.")
+        check_choice(f"deep_supervision.{name}", signal, get_args(Signal))
         if signal == "off":
             continue
-        if not weight >= 0:
-            raise PivotuneError(
-                f"deep_supervision.{short}_weight: got {weight!r}; give a number >= 0 (0 only measures)."
-            )
+        check_number(f"deep_supervision.{short}_weight", weight, 0, why="; 0 only measures")
         layer, option = getattr(config, f"{short}_layer"), f"deep_supervision.{short}_layer"
         if layer is None or layer == "auto":
             suggestion = max(1, round(fraction * anatomy.num_layers))

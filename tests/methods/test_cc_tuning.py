@@ -1,0 +1,163 @@
+"""CC-Tuning against the slow reference. The training-time Gumbel noise is drawn by both from one seed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from pivotune.errors import PivotuneError
+from pivotune.methods import SFT, CCTuning, CCTuningConfig
+from tests.batches import random_batch
+from tests.families import FAMILIES, tiny
+from tests.reference.cc_tuning import cc_tuning, gumbel_noise, training_connections
+from tests.reference.compare import assert_gradients, assert_terms, gradients, loss_of
+
+SEED = 5
+
+
+def connected(model, **options) -> CCTuning:
+    """The method with a Decision Maker whose scores differ by more than the noise hides."""
+    torch.manual_seed(0)
+    method = CCTuning(model, CCTuningConfig(**options))
+    torch.nn.init.normal_(method.decision_maker.weight, std=0.3)
+    return method
+
+
+def assert_training_parity(method: CCTuning, batch, options: dict, rtol: float) -> None:
+    method.train()
+    torch.manual_seed(SEED)
+    output = method(batch)
+    actual = gradients(output["loss"], method)
+
+    weight = method.decision_maker.weight
+    torch.manual_seed(SEED)
+    noise = gumbel_noise(len(batch["pair_row"]), weight.shape[0], weight.dtype)
+    expected = cc_tuning(method.model, weight, batch, noise=noise, **options)
+    assert_terms(output["terms"], expected, rtol)
+    assert {name: int(n) for name, n in method.counts(batch).items()} == {"lm": expected["lm"][1]}
+    assert_gradients(actual, gradients(loss_of(expected), method), rtol)
+    assert actual["decision_maker.weight"].any()
+
+
+OPTIONS = {
+    "defaults": {},
+    "cold": dict(temperature=0.3),
+    "hot": dict(temperature=5.0),
+    "soft": dict(selection="soft"),
+    "soft_cold": dict(selection="soft", temperature=0.3),
+    "fixed_english": dict(english_gradient=False),
+    "fixed_english_soft": dict(english_gradient=False, selection="soft"),
+    "layer_3": dict(connection_layer=3),
+    "last_layer": dict(connection_layer=4),
+    "three_tokens": dict(connection_tokens=3),
+    "more_tokens_than_the_prompt_has": dict(connection_tokens=40),
+    "three_tokens_soft_layer_2": dict(connection_tokens=3, selection="soft", connection_layer=2, temperature=2.0),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_every_option_on_llama(case):
+    options = OPTIONS[case]
+    assert_training_parity(connected(tiny("llama"), **options), random_batch(), options, rtol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(family):
+    assert_training_parity(connected(tiny(family)), random_batch(1), {}, rtol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_in_float32(family):
+    assert_training_parity(connected(tiny(family, dtype=torch.float32)), random_batch(2), {}, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_draws(seed):
+    assert_training_parity(connected(tiny("llama3", seed)), random_batch(seed, [True] * 5), {}, rtol=1e-9)
+
+
+def test_lora():
+    model = get_peft_model(tiny("llama"), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    assert_training_parity(connected(model), random_batch(3), {}, rtol=1e-9)
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_evaluation_has_no_noise(case):
+    method, batch = connected(tiny("llama"), **OPTIONS[case]).eval(), random_batch(4)
+    random_state = torch.get_rng_state()
+    with torch.no_grad():
+        output = method(batch)
+        assert torch.equal(method(batch)["loss"], output["loss"])
+        expected = cc_tuning(method.model, method.decision_maker.weight, batch, **OPTIONS[case])
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert_terms(output["terms"], expected, 1e-9)
+
+
+def test_training_noise_moves_the_choice():
+    """Over many draws each layer is chosen about as often as the softmax of the scores says."""
+    method = connected(tiny("llama")).train()
+    v, e = torch.randn(1, 4, 32, dtype=torch.float64), torch.randn(1, 32, dtype=torch.float64)
+    maker, draws = method.decision_maker, 2000
+    with torch.no_grad():
+        maker.weight *= 0.2
+        expected = torch.softmax(maker.weight @ (v[0] + e).mean(dim=0), dim=0)
+        torch.manual_seed(0)
+        picks = maker(v.expand(draws, -1, -1), e.expand(draws, -1))
+    distance = torch.cdist(picks, v[0])
+    assert distance.min(dim=1).values.max() < 1e-6, "a hard choice is one of the layers, unmixed"
+    observed = torch.bincount(distance.argmin(dim=1), minlength=4) / draws
+    assert (observed - expected).abs().max() < 0.05
+    assert observed.min() > 0.02
+
+
+def test_the_connection_matters_and_only_where_there_is_english():
+    """Guards the tests above: the reference's picks are large enough to move the loss."""
+    method, batch = connected(tiny("llama")).eval(), random_batch()
+    with torch.no_grad():
+        picks = training_connections(method.model, method.decision_maker.weight, batch)
+        assert sorted(picks) == batch["pair_row"].tolist()
+        assert all(pick.vector.norm() > 0.5 for pick in picks.values())
+        assert abs(method(batch)["loss"] - SFT(method.model)(batch)["loss"]) > 1e-3
+        unpaired = random_batch(0, [False] * 4)
+        assert torch.equal(method(unpaired)["loss"], SFT(method.model)(unpaired)["loss"])
+
+
+@pytest.mark.parametrize("english_gradient", [True, False])
+def test_the_english_pass_trains_only_if_asked(english_gradient):
+    """Embeddings of tokens that only the English prompts have can learn through the English pass alone."""
+    method = connected(tiny("llama"), english_gradient=english_gradient, selection="soft").train()
+    batch = random_batch()
+    english = set(batch["english_input_ids"].flatten().tolist()) - set(batch["input_ids"].flatten().tolist())
+    method(batch)["loss"].backward()
+    rows = method.model.model.embed_tokens.weight.grad[sorted(english)]
+    assert english and bool(rows.any()) is english_gradient
+    assert method.decision_maker.weight.grad.any()
+
+
+def test_decision_maker_is_a_linear_layer_without_bias():
+    method = connected(tiny("llama", dtype=torch.float32))
+    assert [name for name, _ in method.decision_maker.named_parameters()] == ["weight"]
+    assert method.decision_maker.weight.shape == (4, 32)
+    assert set(method.extra_state()) == {"decision_maker.weight"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(connection_layer=0), ["cc_tuning.connection_layer", "0", "1..4"]),
+        (dict(connection_layer=9), ["cc_tuning.connection_layer", "9", "1..4"]),
+        (dict(selection="best"), ["cc_tuning.selection", "'best'", "hard", "soft"]),
+        (dict(matrix="full"), ["cc_tuning.matrix", "'full'", "shared", "per_layer"]),
+        (dict(temperature=0.0), ["cc_tuning.temperature", "0.0"]),
+        (dict(temperature=float("nan")), ["cc_tuning.temperature", "nan"]),
+        (dict(connection_tokens=0), ["cc_tuning.connection_tokens", "0"]),
+        (dict(ridge=-0.1), ["cc_tuning.ridge", "-0.1"]),
+    ],
+    ids=lambda value: "-".join(map(str, value)),
+)
+def test_bad_options_are_named(options, words):
+    with pytest.raises(PivotuneError) as caught:
+        CCTuning(tiny("llama"), CCTuningConfig(**options))
+    for word in words:
+        assert word in str(caught.value)

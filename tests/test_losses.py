@@ -1,0 +1,175 @@
+"""The pure loss functions against plain PyTorch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pivotune.losses import chunked_cross_entropy, cosine_distance, pool_span
+
+N, D, V = 11, 6, 13
+
+
+def problem(dtype=torch.float64, n=N, bias=True):
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(n, D, generator=draw, dtype=torch.float64).to(dtype).requires_grad_()
+    head = torch.nn.Linear(D, V, bias=bias, dtype=dtype)
+    with torch.no_grad():
+        for p in head.parameters():
+            p.copy_(torch.randn(p.shape, generator=draw, dtype=torch.float64))
+    return hidden, head, torch.randint(0, V, (n,), generator=draw)
+
+
+def plain(hidden, head, targets):
+    return F.cross_entropy(head(hidden).to(torch.promote_types(hidden.dtype, torch.float32)), targets, reduction="sum")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, N, 100])
+@pytest.mark.parametrize("bias", [True, False])
+def test_chunked_equals_plain(rows, bias):
+    hidden, head, targets = problem(bias=bias)
+    sources = [hidden, *head.parameters()]
+    expected = torch.autograd.grad(3.5 * plain(hidden, head, targets), sources)
+    value = chunked_cross_entropy(
+        hidden, targets, head, list(head.parameters()), vocab_size=V, logits_per_chunk=rows * V
+    )
+    torch.testing.assert_close(value, plain(hidden, head, targets), rtol=1e-12, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(3.5 * value, sources), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_never_holds_more_rows_than_asked():
+    hidden, head, targets = problem()
+    seen = []
+
+    def readout(chunk):
+        seen.append(len(chunk))
+        return head(chunk)
+
+    chunked_cross_entropy(hidden, targets, readout, list(head.parameters()), vocab_size=V, logits_per_chunk=4 * V)
+    assert seen == [4, 4, 3]
+
+
+def test_gradcheck():
+    hidden, head, targets = problem(n=4)
+    weight = head.weight.detach().clone().requires_grad_()
+
+    def value(h, w):
+        return chunked_cross_entropy(h, targets, lambda x: F.linear(x, w), [w], vocab_size=V, logits_per_chunk=3 * V)
+
+    assert torch.autograd.gradcheck(value, (hidden.detach().requires_grad_(), weight))
+
+
+def test_only_what_requires_a_gradient_gets_one():
+    hidden, head, targets = problem()
+    arguments = dict(vocab_size=V, logits_per_chunk=4 * V)
+    expected = torch.autograd.grad(plain(hidden, head, targets), [hidden, head.weight])
+
+    frozen = chunked_cross_entropy(hidden, targets, head, (), **arguments)  # nothing listed: a frozen readout
+    frozen.backward()
+    torch.testing.assert_close(hidden.grad, expected[0])
+    assert head.weight.grad is None and head.bias.grad is None
+
+    head.bias.requires_grad_(False)
+    chunked_cross_entropy(hidden.detach(), targets, head, list(head.parameters()), **arguments).backward()
+    torch.testing.assert_close(head.weight.grad, expected[1])
+
+    head.requires_grad_(False)
+    constant = chunked_cross_entropy(hidden.detach(), targets, head, list(head.parameters()), **arguments)
+    assert not constant.requires_grad
+    torch.testing.assert_close(constant, plain(hidden, head, targets).detach())
+
+
+def test_without_gradient_it_only_measures():
+    hidden, head, targets = problem()
+    modes = []
+
+    def readout(chunk):
+        modes.append(torch.is_grad_enabled() and (chunk.requires_grad or head.weight.requires_grad))
+        return head(chunk)
+
+    with torch.no_grad():
+        value = chunked_cross_entropy(hidden, targets, readout, list(head.parameters()), vocab_size=V)
+    torch.testing.assert_close(value, plain(hidden, head, targets).detach())
+    assert not value.requires_grad
+    assert not any(modes), "gradients are computed although nobody can ask for them"
+
+
+def test_no_targets_is_a_connected_zero():
+    hidden, head, targets = problem()
+    value = chunked_cross_entropy(hidden[:0], targets[:0], head, list(head.parameters()), vocab_size=V)
+    assert value.item() == 0.0
+    value.backward()
+    assert torch.equal(hidden.grad, torch.zeros_like(hidden))
+    for p in head.parameters():
+        # DistributedDataParallel waits for every parameter, also on the rank whose labels are all masked.
+        assert p.grad is not None and not p.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_sums_in_float32(dtype):
+    hidden, head, targets = problem(dtype)
+    value = chunked_cross_entropy(hidden, targets, head, list(head.parameters()), vocab_size=V, logits_per_chunk=2 * V)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, plain(hidden, head, targets))
+    value.backward()
+    actual = [hidden.grad, head.weight.grad]
+    assert [g.dtype for g in actual] == [dtype, dtype]
+    hidden.grad = head.weight.grad = None
+    plain(hidden, head, targets).backward()
+    for got, want in zip(actual, [hidden.grad, head.weight.grad], strict=True):
+        torch.testing.assert_close(got.float(), want.float(), rtol=2e-2, atol=2e-2)
+
+
+def test_many_small_half_precision_chunks_do_not_lose_gradient():
+    """Summed in bfloat16, chunk after chunk, small contributions would vanish."""
+    hidden, head, targets = problem(torch.bfloat16, n=4096)
+    sources = [head.weight]
+    got = torch.autograd.grad(
+        chunked_cross_entropy(hidden, targets, head, list(head.parameters()), vocab_size=V, logits_per_chunk=V), sources
+    )[0].double()
+    exact_head = torch.nn.Linear(D, V).double()
+    exact_head.load_state_dict({k: v.double() for k, v in head.state_dict().items()})
+    want = torch.autograd.grad(plain(hidden.detach().double(), exact_head, targets), [exact_head.weight])[0]
+    assert (got - want).norm() < 2e-2 * want.norm()
+
+
+def test_cosine_distance():
+    a, b = torch.randn(2, 5, D, dtype=torch.float64).unbind()
+    a.requires_grad_()
+    keep = torch.tensor([True, False, True, True, False])
+    expected = sum(1 - (x @ y) / (x.norm() * y.norm()) for x, y, k in zip(a, b, keep, strict=True) if k)
+    value = cosine_distance(a, b, keep)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+    value.backward()
+    assert not a.grad[~keep].any() and a.grad[keep].abs().min() > 0
+
+
+def test_cosine_distance_of_dropped_rows_is_finite_whatever_they_hold():
+    a = torch.randn(3, D, requires_grad=True)
+    b = torch.randn(3, D)
+    b[1] = 0.0
+    value = cosine_distance(a, b, torch.tensor([True, False, True]))
+    value.backward()
+    assert torch.isfinite(value) and torch.isfinite(a.grad).all()
+    nobody = cosine_distance(a, b, torch.zeros(3, dtype=torch.bool))
+    assert nobody.item() == 0.0 and nobody.requires_grad
+
+
+@pytest.mark.parametrize("how", ["mean", "last_token"])
+def test_pool_span(how):
+    hidden = torch.randn(3, 7, D, dtype=torch.float64, requires_grad=True)
+    start, end = torch.tensor([0, 2, 6]), torch.tensor([7, 5, 7])
+    pooled = pool_span(hidden, start, end, how)
+    for row, (s, e) in enumerate(zip(start, end, strict=True)):
+        want = hidden[row, s:e].mean(dim=0) if how == "mean" else hidden[row, e - 1]
+        torch.testing.assert_close(pooled[row], want, rtol=1e-12, atol=1e-12)
+    pooled.sum().backward()
+    assert not hidden.grad[1, :2].any() and not hidden.grad[1, 5:].any()
+
+
+@pytest.mark.parametrize("how", ["mean", "last_token"])
+def test_pool_span_ignores_what_is_outside(how):
+    hidden = torch.randn(1, 5, D)
+    hidden[0, 3:] = float("nan")  # padding may hold anything
+    assert torch.isfinite(pool_span(hidden, torch.tensor([1]), torch.tensor([3]), how)).all()
