@@ -1,4 +1,4 @@
-"""CC-Tuning (Ye et al. 2025; METHODS.md section 2), slow and obvious.
+"""CC-Tuning (Ye et al., 2025), slow and obvious.
 
 One example at a time; at inference two prefills per prompt and no cache.
 """

@@ -1,4 +1,4 @@
-"""Deep supervision (DFT, Huo et al. 2025; METHODS.md section 1), slow and obvious: one example, one token at a time."""
+"""Deep supervision (DFT, Huo et al., 2025), slow and obvious: one example, one token at a time."""
 
 from __future__ import annotations
 

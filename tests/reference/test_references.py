@@ -33,7 +33,7 @@ def test_the_connection_changes_the_answers():
 
 
 def test_only_the_last_prompt_token_changes_above_the_connection():
-    """The fact that makes cached inference possible (METHODS.md, section 2)."""
+    """The fact that makes cached inference possible (docs/methods/cc_tuning.md)."""
     from tests.reference.passes import Connection
 
     model = tiny("llama")
