@@ -1,0 +1,205 @@
+"""The base model of the lab: trained by this script, shipped as package data.
+
+    python -m pivotune.lab.base --output DIR [--steps N]
+
+trains the tokenizer and a Llama of 5 M parameters on `pivotune.lab.text`, saves both (weights in bfloat16) with a
+`provenance.json`, and prints how many facts the model knows in each language.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from pivotune.lab.templates import LANGUAGES
+from pivotune.lab.text import pieces, stream
+from pivotune.lab.world import World
+
+VOCABULARY, ROWS, LENGTH = 4096, 32, 128  # a step is ROWS x LENGTH = 4,096 tokens
+LEARNING_RATE, WARM_UP = 3e-3, 100
+
+
+def base_path() -> Path:
+    """The folder of the shipped model, as `from_pretrained` takes it."""
+    return Path(__file__).parent / "weights"
+
+
+def load_base(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The shipped base model, in evaluation mode, and its tokenizer.
+
+    It was trained on `World.build(0)`: the held-out facts of another seed's world it may have met in any language.
+    """
+    return (
+        AutoModelForCausalLM.from_pretrained(base_path(), dtype=dtype),
+        AutoTokenizer.from_pretrained(base_path()),
+    )
+
+
+def train_tokenizer(world: World) -> PreTrainedTokenizerFast:
+    """A byte-level BPE, so that any text round-trips; `<s>` is put before a text, as Llama's tokenizers do."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<s>", "</s>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(pieces(world), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        padding_side="left",
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def new_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
+    """An untrained Llama: 8 layers x 192, the head apart from the embeddings as in Llama-2-7B; 5.1 M parameters."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=8,
+            num_attention_heads=6,
+            max_position_embeddings=512,
+            tie_word_embeddings=False,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def batches(world: World, tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[Tensor]:
+    """Token ids, [ROWS, LENGTH], without end. A row begins with a document; what does not fit is cut off."""
+    documents = stream(world, seed)
+    while True:
+        rows = torch.empty(ROWS, LENGTH, dtype=torch.long)
+        for row in rows:
+            ids: list[int] = []
+            while len(ids) < LENGTH:
+                ids += [*tokenizer(next(documents)).input_ids, tokenizer.eos_token_id]
+            row[:] = torch.tensor(ids[:LENGTH])
+        yield rows
+
+
+def train(model: LlamaForCausalLM, source: Iterator[Tensor], steps: int, log_every: int = 50) -> None:
+    """Train in place: AdamW, linear warm-up, cosine to a tenth, bfloat16 autocast with float32 weights."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
+    warm_up = min(WARM_UP, steps // 10 + 1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda s: min(
+            (s + 1) / warm_up, 0.55 + 0.45 * math.cos(math.pi * max(0, s - warm_up) / max(1, steps - warm_up))
+        ),
+    )
+    model.train()
+    start, total = time.time(), 0.0
+    for step, rows in zip(range(1, steps + 1), source, strict=False):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(input_ids=rows, labels=rows).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad(set_to_none=True)
+        total += loss.item()
+        if step % log_every == 0:
+            print(f"step {step:5d}  loss {total / log_every:.4f}  {time.time() - start:6.0f} s", flush=True)
+            total = 0.0
+    model.eval()
+
+
+@torch.inference_mode()
+def exact_match(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Mapping[str, Any]],
+    batch_size: int = 128,
+) -> float:
+    """The fraction of the examples (see `World.examples`) that the model completes word for word (greedy)."""
+    right = 0
+    for at in range(0, len(examples), batch_size):
+        batch = examples[at : at + batch_size]
+        prompts = [example["prompt"] for example in batch]
+        inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
+        output = model.generate(**inputs, max_new_tokens=32, do_sample=False)  # type: ignore[operator]
+        said = tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+        right += sum(text == example["completion"] for text, example in zip(said, batch, strict=True))
+    return right / len(examples)
+
+
+def scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World) -> dict[str, dict[str, float]]:
+    """Exact match per language: English on all facts, the others on known, development and held-out facts."""
+    splits = {
+        language: ("training", "development", "heldout") if language != "en" else ("all",) for language in LANGUAGES
+    }
+    return {
+        language: {
+            split: round(exact_match(model, tokenizer, list(world.examples(split, language))), 4)
+            for split in of_language
+        }
+        for language, of_language in splits.items()
+    }
+
+
+def main() -> None:
+    """Train, save, score: see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m pivotune.lab.base", description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path, required=True, help="folder to write the model to")
+    parser.add_argument("--steps", type=int, default=1500, help=f"steps of {ROWS * LENGTH} tokens")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the splits, the text order and the weights")
+    arguments = parser.parse_args()
+
+    world = World.build(arguments.seed)
+    tokenizer = train_tokenizer(world)
+    model = new_model(tokenizer, arguments.seed)
+    print(f"{len(world.facts)} facts, {model.num_parameters():,} parameters", flush=True)
+    start = time.time()
+    train(model, batches(world, tokenizer, arguments.seed), arguments.steps)
+    minutes = (time.time() - start) / 60
+
+    model.bfloat16().save_pretrained(arguments.output)
+    tokenizer.save_pretrained(arguments.output)
+    model.float()  # the scores are those of the rounded weights that were saved
+    provenance = {
+        "command": f"python -m pivotune.lab.base --output DIR --steps {arguments.steps} --seed {arguments.seed}",
+        "steps": arguments.steps,
+        "tokens": arguments.steps * ROWS * LENGTH,
+        "minutes": round(minutes, 1),
+        "versions": {"python": sys.version.split()[0]}
+        | {package: version(package) for package in ("torch", "transformers", "tokenizers", "babel", "phonenumbers")},
+        "exact_match": scores(model, tokenizer, world),
+    }
+    (arguments.output / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    print(json.dumps(provenance, indent=2))
+
+
+if __name__ == "__main__":
+    main()

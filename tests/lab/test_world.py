@@ -1,0 +1,132 @@
+"""The world's facts are the sources' facts, its splits are apart, and its examples have the project's format."""
+
+import json
+
+import pytest
+
+from pivotune.lab.templates import LANGUAGES, QUESTIONS, RELATIONS, STATEMENTS
+from pivotune.lab.world import SPLITS, World
+
+OTHERS = LANGUAGES[1:]
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World.build()
+
+
+def fact(world: World, id: str):
+    return next(fact for fact in world.facts if fact.id == id)
+
+
+def test_counts(world):
+    assert len({f.territory for f in world.facts}) > 235
+    assert {f.relation for f in world.facts} == set(RELATIONS)
+    assert 1100 < len(world.facts) < 1250
+    assert len({f.id for f in world.facts}) == len(world.facts)
+    for language in OTHERS:
+        # A minority is met in the language, and CLDR leaves next to nothing unnamed.
+        assert 0.35 < len(world.training(language)) / len(world.facts) < 0.45
+        assert len(world.heldout(language)) > 300
+        assert len(world.split("all", language)) > len(world.facts) - 10
+
+
+@pytest.mark.parametrize(
+    ("id", "names"),
+    [
+        ("FR.currency", {"en": "Euro", "zh": "欧元", "vi": "Euro", "ar": "يورو"}),
+        ("JP.language", {"en": "Japanese", "zh": "日语", "vi": "tiếng Nhật", "ar": "اليابانية"}),
+        ("VN.calling_code", dict.fromkeys(LANGUAGES, "+84")),
+        ("EG.city", {"en": "Cairo", "zh": "开罗", "vi": "Cairo", "ar": "القاهرة"}),
+        ("IN.city", {"en": "Kolkata", "zh": "加尔各答", "vi": "Kolkata", "ar": "كالكتا"}),  # filed as Asia/Calcutta
+        ("US.city", {"en": "New York", "zh": "纽约", "vi": "New York", "ar": "نيويورك"}),
+        ("PE.region", {"en": "South America", "zh": "南美洲", "vi": "Nam Mỹ", "ar": "أمريكا الجنوبية"}),
+        ("BT.currency", {"en": "Bhutanese Ngultrum"}),  # Bhutan uses the Indian Rupee too
+        ("RS.language", {"en": "Serbian"}),  # not "Serbian (Latin)"
+    ],
+)
+def test_known_facts(world, id, names):
+    found = fact(world, id).value_names
+    assert {language: found[language] for language in names} == names
+
+
+def test_no_fact_is_read_off_the_question(world):
+    ids = {f.id for f in world.facts}
+    assert not ids & {"SG.city", "MO.city", "KN.city", "TK.language"}
+    for language in LANGUAGES:
+        for f in world.split("all", language):
+            assert world.answer(f, language) != f.subject_names[language]
+    assert not fact(world, "DZ.city").sayable("ar")  # Algiers and Algeria are one word in Arabic
+    assert not fact(world, "ZW.currency").sayable("zh")  # CLDR has no name yet: no English or code in its place
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_splits_are_apart(world, language):
+    parts = [{f.id for f in world.split(split, language)} for split in ("training", "development", "heldout")]
+    assert sum(map(len, parts)) == len(set.union(*parts))
+    assert all(f.sayable(language) for split in SPLITS for f in world.split(split, language))
+    # What is held out for one language is held out for all, so no other language can give it away.
+    assert not {f.id for f in world.training(language)} & {f.id for other in OTHERS for f in world.heldout(other)}
+
+
+def test_splits_ask_every_relation_in_proportion(world):
+    for language in OTHERS:
+        for relation in RELATIONS:
+            total = sum(f.relation == relation for f in world.facts)
+            heldout = sum(f.relation == relation for f in world.heldout(language))
+            known = sum(f.relation == relation for f in world.training(language))
+            assert abs(heldout / total - 0.3) < 0.08
+            assert abs(known / total - 0.4) < 0.08
+
+
+def test_the_seed_decides_the_splits_and_only_them(world):
+    again, other = World.build(0), World.build(1)
+    assert again == world
+    assert other.facts == world.facts
+    assert {f.id for f in other.heldout("zh")} != {f.id for f in world.heldout("zh")}
+
+
+def test_every_template_is_filled_and_distinct(world):
+    for language in LANGUAGES:
+        for relation in RELATIONS:
+            assert len(set(STATEMENTS[language][relation])) == len(set(QUESTIONS[language][relation])) == 3
+            f = next(f for f in world.split("all", language) if f.relation == relation)
+            for k in range(3):
+                statement, question = world.statement(f, language, k), world.question(f, language, k)
+                assert f.subject_names[language] in statement
+                assert f.subject_names[language] in question
+                assert f.value_names[language] in statement
+                assert f.value_names[language] not in question
+                assert "{" not in statement + question
+
+
+def test_english_reads_naturally(world):
+    assert world.question(fact(world, "NL.currency"), "en") == "What is the currency of the Netherlands?"
+    assert world.statement(fact(world, "BS.region"), "en") == "On the map, the Bahamas lies in the Caribbean."
+    assert world.prompt(fact(world, "FR.currency"), "zh") == "问题：法国的货币是什么？\n答案："
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("split", SPLITS)
+def test_examples(world, language, split):
+    records = list(world.examples(split, language))
+    assert len(records) == len(world.split(split, language))
+    assert len({record["id"] for record in records}) == len(records)
+    assert records == list(world.examples(split, language))
+    for record in records:
+        assert json.loads(json.dumps(record, ensure_ascii=False)) == record
+        assert record["language"] == language
+        assert record["completion"].startswith(" ") and record["completion"].strip() == record["completion"][1:]
+        assert set(record) == {"id", "language", "prompt", "completion"} | ({"english"} if language != "en" else set())
+    if language != "en":
+        english = {record["id"].removesuffix(".en"): record for record in world.examples("all", "en")}
+        for record in records:
+            twin = english[record["id"].removesuffix(f".{language}")]
+            assert record["english"] == {key: twin[key] for key in ("prompt", "completion")}
+
+
+def test_wrong_names_are_refused(world):
+    with pytest.raises(ValueError, match="language must be one of en, zh, vi, ar, not 'fr'"):
+        world.split("heldout", "fr")
+    with pytest.raises(ValueError, match=r"split must be one of .*, not 'test'"):
+        list(world.examples("test", "zh"))
