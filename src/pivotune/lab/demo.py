@@ -2,30 +2,34 @@
 
 The lab's base model knows its facts in English and a minority of them in each other language. Each method fine-tunes it
 on questions about the facts that a language knows; then it is asked, in that language, for facts that it has met in
-English only. What it answers right it must have carried over from English.
+English only. What it answers right it must have carried over from English. A second table looks inside: how well the
+English question and answer can be read from the supervised layers, on the same facts.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from scipy.stats import binomtest
+from transformers.utils import logging
 
 from pivotune.config import DataConfig, ModelConfig, RunConfig, TrainingOptions
 from pivotune.connection import Mode
-from pivotune.data.examples import ParallelExample
+from pivotune.data import ParallelCollator, ParallelExample, tokenize_examples
 from pivotune.errors import PivotuneError
 from pivotune.generation import generate_texts, load
 from pivotune.lab.base import base_path
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.world import World
-from pivotune.methods import DeepSupervisionConfig
+from pivotune.methods import DeepSupervision, DeepSupervisionConfig
 from pivotune.training import train
 
 NAMES = {"en": "English", "zh": "Chinese", "vi": "Vietnamese", "ar": "Arabic"}
@@ -84,8 +88,12 @@ def demo(output: str = "runs/demo", languages: list[str] | None = None, epochs: 
     files = _write_training_data(world, languages, folder / "data")
     questions = {language: list(_questions(world, language)) for language in [*languages, "en"]}
 
-    print(f"The base model, before: {len(questions['en'])} facts that it has met in English only.")
+    logging.disable_progress_bar()  # of loading and saving; training keeps its own
+    print(
+        f"Fine-tuning on facts known in each language; asking for {len(questions['en'])} that it met in English only."
+    )
     results = {"base model": _evaluate(base_path(), questions, None)}
+    inside = {"base model": _look_inside(base_path(), questions)}
     for name, options in RUNS.items():
         print(f"\n{name}: fine-tuning ...")
         run_folder = folder / name.replace(", ", "_").replace(" ", "_")
@@ -96,19 +104,30 @@ def demo(output: str = "runs/demo", languages: list[str] | None = None, epochs: 
             modes = [(f"{name}, matrix", "matrix"), (f"{name}, real English", "english")]
         for label, mode in modes:
             results[label] = _evaluate(run, questions, mode)
+        inside[name] = _look_inside(run, questions)
 
-    table = _table(results)
-    print(f"\nExact match in percent [95 % interval] on facts met in English only, asked in each language:\n\n{table}")
+    heads = {language: NAMES[language] for language in questions}
+    scores = {name: {heads[language]: str(score) for language, score in row.items()} for name, row in results.items()}
+    print(f"\nExact match in percent [95 % interval] on facts met in English only:\n\n{_table(scores)}")
     print(
         "\nEnglish: the same facts asked in English. 'CC-Tuning, real English' is given the English translation of\n"
         "each question, which a user does not have: it shows what the Transform Matrix would gain if it lost nothing."
+    )
+    states = {name: {what: f"{value:.2f}" for what, value in row.items()} for name, row in inside.items()}
+    print(
+        f"\nInside, on the same questions in the other languages (without a connection), i = {CONVERSION_LAYER}, "
+        f"j = {THINKING_LAYER}:\n\n{_table(states)}\n\n"
+        "Nats per English token that the output head reads at layer i (the question) and j (the answer): less is\n"
+        "better. Cosine of the question to its English counterpart, at layer i, and at j to the English last layer."
     )
     saved = {
         name: {language: {"right": s.right, "n": s.n, "interval": s.interval} for language, s in scores.items()}
         for name, scores in results.items()
     }
-    (folder / "results.json").write_text(json.dumps({"seed": seed, "epochs": epochs, "scores": saved}, indent=1) + "\n")
-    (folder / "table.md").write_text(_table(results, markdown=True) + "\n", encoding="utf-8")
+    content = {"seed": seed, "epochs": epochs, "scores": saved, "inside": inside}
+    (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    tables = [_table(scores, markdown=True), _table(states, markdown=True)]
+    (folder / "tables.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
     _plot(results, folder / "demo.png")
     seconds = time.monotonic() - started
     print(f"\n{seconds:.0f} seconds. Picture: {folder / 'demo.png'}. Numbers: {folder / 'results.json'}.")
@@ -139,6 +158,7 @@ def _config(folder: Path, files: list[str], epochs: float, seed: int, options: d
             logging_steps=20,
             save_strategy="no",
             report_to="none",
+            disable_tqdm=not sys.stderr.isatty(),
         ),
         **options,
     )
@@ -161,10 +181,32 @@ def _evaluate(path: Path, questions: dict[str, list[ParallelExample]], mode: Mod
     return scores
 
 
-def _table(results: dict[str, dict[str, Score]], markdown: bool = False) -> str:
-    languages = list(next(iter(results.values())))
-    rows = [["", *(NAMES[language] for language in languages)]]
-    rows += [[name, *(str(scores[language]) for language in languages)] for name, scores in results.items()]
+@torch.no_grad()
+def _look_inside(path: Path, questions: dict[str, list[ParallelExample]]) -> dict[str, float]:
+    """The supervised quantities of a model, averaged over the questions that are not English."""
+    model, tokenizer = load(path, "none")
+    asked = [question for language, some in questions.items() if language != "en" for question in some]
+    rows, _ = tokenize_examples(asked, tokenizer, "plain", max_length=128)
+    collator = ParallelCollator.for_tokenizer(tokenizer)
+    batches = [collator([rows[i] for i in range(k, min(k + 64, len(rows)))]) for k in range(0, len(rows), 64)]
+    means = {}
+    for signal in ("logits", "feature"):
+        method = DeepSupervision(model, DeepSupervisionConfig(signal, signal, CONVERSION_LAYER, THINKING_LAYER)).eval()
+        terms = [method({k: v.to(model.device) for k, v in batch.items()})["terms"] for batch in batches]
+        for name in ("language_conversion", "english_thinking"):
+            total, count = (float(sum(getattr(term[name], part) for term in terms)) for part in ("sum", "count"))
+            means[signal, name] = total / count
+    return {
+        "question, nats at i": means["logits", "language_conversion"],
+        "answer, nats at j": means["logits", "english_thinking"],
+        "cosine at i": 1 - means["feature", "language_conversion"],
+        "cosine at j": 1 - means["feature", "english_thinking"],
+    }
+
+
+def _table(cells: dict[str, dict[str, str]], markdown: bool = False) -> str:
+    heads = list(next(iter(cells.values())))
+    rows = [["", *heads], *([name, *(row[head] for head in heads)] for name, row in cells.items())]
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     edge, between = ("| ", " | ") if markdown else ("", "   ")
     lines = [
@@ -196,7 +238,7 @@ def _plot(results: dict[str, dict[str, Score]], path: Path) -> None:
         )
     axes.set_xticks(range(len(languages)), [NAMES[language] for language in languages])
     axes.set_ylabel("exact match, %")
-    axes.set_ylim(0, 100)
+    axes.set_ylim(0, 104)
     axes.set_title("Facts met in English only, asked in each language (bars: 95 % intervals)")
     axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
     for side in ("top", "right"):

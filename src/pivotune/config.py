@@ -1,0 +1,242 @@
+"""Typed configuration of a training run: what a YAML file of `pivotune train` holds, and `train()` in Python takes.
+
+Every option is described once, in the `Args` of its dataclass; the command line's help is made from these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from transformers import TrainingArguments
+
+from pivotune.errors import PivotuneError
+from pivotune.methods import CCTuningConfig, DeepSupervisionConfig
+
+MethodName = Literal["sft", "deep_supervision", "cc_tuning", "both"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass
+class ModelConfig:
+    """The model to fine-tune.
+
+    Args:
+        path: folder or hub name, as `AutoModelForCausalLM.from_pretrained` takes it.
+        dtype: of the weights. float32 with training.bf16 is mixed precision; bfloat16 halves the memory, at a cost in
+            precision for full fine-tuning; auto keeps the type they are stored in.
+        attn_implementation: of transformers: eager, sdpa, flash_attention_2, ...; its own choice where null.
+        revision: of the model on the hub.
+    """
+
+    path: str
+    dtype: Dtype = "float32"
+    attn_implementation: str | None = None
+    revision: str | None = None
+
+
+@dataclass
+class DataConfig:
+    """The examples: JSONL, JSON, Parquet or hub:owner/name[:split].
+
+    Args:
+        train: file, or list of files, of examples with their English counterparts.
+        eval: the same, for evaluation during training (see training.eval_strategy).
+        languages: the languages to expect; a row in another one is a bad row. All where null.
+        style: prompt style: alpaca; chat, the tokenizer's template; plain, the prompt as it is; auto chooses: plain for
+            prompt/completion rows, else chat where the tokenizer has a template, else alpaca.
+        max_length: the most tokens a prompt and its answer may have together; longer answers are cut at their end.
+        on_bad: a malformed row stops the run with its line number (error), or is left out and counted (skip).
+        overlong: the same for a prompt that leaves no room for an answer.
+    """
+
+    train: str | list[str]
+    eval: str | list[str] | None = None
+    languages: list[str] | None = None
+    style: Literal["auto", "alpaca", "chat", "plain"] = "auto"
+    max_length: int = 512
+    on_bad: Literal["error", "skip"] = "error"
+    overlong: Literal["error", "skip"] = "error"
+
+
+@dataclass
+class LoraOptions:
+    """Low-rank adapters instead of full fine-tuning.
+
+    Args:
+        r: rank of the adapters; 0 is full fine-tuning.
+        alpha: their scale is alpha / r.
+        dropout: in front of the adapters.
+        target_modules: names of the linear layers that get one; all-linear is every one but the output head.
+    """
+
+    r: int = 0
+    alpha: int = 32
+    dropout: float = 0.05
+    target_modules: str | list[str] = "all-linear"
+
+
+@dataclass
+class TrainingOptions(TrainingArguments):
+    # The docstring is made below: each option's meaning from transformers itself, so that it says what is installed.
+
+    output_dir: str | None = "run"  # replaced by RunConfig.output
+    learning_rate: float = 2e-5
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.03
+    bf16: bool | None = None  # type: ignore[assignment]
+    logging_steps: float = 10
+    logging_nan_inf_filter: bool = False
+    save_strategy: str = "epoch"
+    resume_from_checkpoint: str | bool | None = None  # type: ignore[assignment]
+    fsdp: bool | str | None = None  # type: ignore[assignment]
+    ddp_find_unused_parameters: bool | None = False
+    remove_unused_columns: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            on_gpu = torch.cuda.is_available() and not self.use_cpu
+            self.bf16 = on_gpu and not self.fp16 and torch.cuda.is_bf16_supported()
+        # transformers renamed two options and warns about the old names; here both are welcome.
+        for ending in ("", "_kwargs"):
+            new, old = f"activation_checkpointing{ending}", f"gradient_checkpointing{ending}"
+            if getattr(self, new, False) is None:
+                setattr(self, new, getattr(self, old))
+                setattr(self, old, None)
+        super().__post_init__()
+
+
+_OWN_HELP = {
+    "bf16": "mixed precision in bfloat16; null: on where there is a GPU that can, else off.",
+    "resume_from_checkpoint": "true: go on from the last complete checkpoint in `output`, or begin where there is "
+    "none; or the folder of a checkpoint.",
+    "logging_nan_inf_filter": "hide NaN and infinite losses from the log. Where they are not hidden, they end the run.",
+    "fsdp": "shard the model over all GPUs (FSDP2), under `accelerate launch`.",
+    "fsdp_config": "options of FSDP2, e.g. {activation_checkpointing: true, cpu_offload: false}.",
+    "gradient_checkpointing": "recompute activations in the backward pass to save memory.",
+    "report_to": "where to log: tensorboard, wandb, mlflow, ..., a list of them, all, or none.",
+}
+
+NOT_SUPPORTED = {
+    "label_smoothing_factor": "each method computes its own losses, without smoothing",
+    "use_liger_kernel": "it replaces the modules that Pivotune reads; the losses here are already chunked",
+    "liger_kernel_config": "it replaces the modules that Pivotune reads; the losses here are already chunked",
+    "neftune_noise_alpha": "it changes the embeddings that the methods read",
+    "torch_compile": "the methods' hooks change from step to step",
+    "torch_compile_backend": "the methods' hooks change from step to step",
+    "torch_compile_mode": "the methods' hooks change from step to step",
+    "push_to_hub": "upload the finished run folder instead (`hf upload`)",
+    "parallelism_config": "tensor and context parallelism would split what the hooks read; use fsdp",
+    "eval_accumulation_steps": "evaluation keeps no predictions",
+    "include_for_metrics": "evaluation keeps no predictions",
+    "batch_eval_metrics": "evaluation keeps no predictions",
+    "prediction_loss_only": "evaluation keeps no predictions",
+    "label_names": "batches have their own layout, see pivotune.data.ParallelCollator",
+    "average_tokens_across_devices": "each term is always divided by its count over all devices",
+}
+"""Options of TrainingArguments that a run refuses, and why."""
+
+HIDDEN = {
+    *NOT_SUPPORTED,
+    *("output_dir", "remove_unused_columns", "do_train", "do_eval", "do_predict", "local_rank", "use_cache"),
+    *("eval_do_concat_batches", "eval_use_gather_object", "length_column_name", "ddp_find_unused_parameters"),
+    *("hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
+}
+"""Options of TrainingArguments that the command line does not show: refused, or without effect on a run."""
+
+
+def _documentation() -> str:
+    """The docstring of TrainingOptions, in the style that jsonargparse reads."""
+    source = TrainingArguments.__doc__ or ""
+    described = dict(re.findall(r"^ {4,8}(\w+) ?\(`.*?\):\s*\n((?:\s*\n| {9,}.*\n)+)", source, flags=re.MULTILINE))
+    lines = ["Options of `transformers.TrainingArguments`, with defaults for this job.", "", "Args:"]
+    for option in dataclasses.fields(TrainingOptions):
+        text = _OWN_HELP.get(option.name) or described.get(option.name, "see the documentation of transformers.")
+        text = re.sub(r"\[([^\]]+)\]\([^)]*\)|\[(`[^\]]+`)\]", r"\1\2", " ".join(text.split()))
+        lines.append(f"    {option.name}: {text}")
+    return "\n".join(lines)
+
+
+TrainingOptions.__doc__ = _documentation()
+
+
+@dataclass
+class RunConfig:
+    """One training run.
+
+    Args:
+        output: the run folder to write; checkpoints go into it too.
+        method: sft, deep_supervision (DFT), cc_tuning (CC-Tuning), or both of the last two.
+        model: the model to fine-tune.
+        data: the examples.
+        deep_supervision: options of deep supervision.
+        cc_tuning: options of CC-Tuning.
+        lora: low-rank adapters instead of full fine-tuning.
+        training: options of transformers.TrainingArguments.
+
+    Example:
+        >>> from pivotune.config import DataConfig, DeepSupervisionConfig, ModelConfig, RunConfig, TrainingOptions
+        >>> from pivotune.training import train
+        >>> run = train(RunConfig(
+        ...     output="runs/zh", method="deep_supervision",
+        ...     model=ModelConfig("meta-llama/Llama-2-7b-hf"), data=DataConfig("zh.jsonl"),
+        ...     deep_supervision=DeepSupervisionConfig(conversion_layer=2, thinking_layer=15),
+        ...     training=TrainingOptions(learning_rate=2e-5, num_train_epochs=3),
+        ... ))
+    """
+
+    output: str
+    method: MethodName
+    model: ModelConfig
+    data: DataConfig
+    deep_supervision: DeepSupervisionConfig = field(default_factory=DeepSupervisionConfig)
+    cc_tuning: CCTuningConfig = field(default_factory=CCTuningConfig)
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    training: TrainingArguments = field(default_factory=TrainingOptions)
+
+    @property
+    def supervises(self) -> bool:
+        return self.method in ("deep_supervision", "both")
+
+    @property
+    def connects(self) -> bool:
+        return self.method in ("cc_tuning", "both")
+
+    def check(self) -> None:
+        """Raise a PivotuneError for options that contradict each other or would have no effect."""
+        for option, value, choices in (("method", self.method, MethodName), ("model.dtype", self.model.dtype, Dtype)):
+            if value not in get_args(choices):
+                raise PivotuneError(f"{option}: got {value!r}; choose one of {', '.join(get_args(choices))}.")
+        for name, used in (("deep_supervision", self.supervises), ("cc_tuning", self.connects)):
+            if not used and (changed := changed_fields(getattr(self, name))):
+                raise PivotuneError(
+                    f"{name}.{changed[0]}: has no effect with method: {self.method}. Remove it, or use method: {name} "
+                    "(or both)."
+                )
+        if self.lora.r < 0:
+            raise PivotuneError(f"lora.r: got {self.lora.r}; give the rank of the adapters, or 0 for full fine-tuning.")
+        if self.lora.r == 0 and (changed := changed_fields(self.lora)):
+            raise PivotuneError(f"lora.{changed[0]}: has no effect without adapters. Set lora.r, e.g. to 16.")
+        for option, reason in NOT_SUPPORTED.items():
+            if option in changed_fields(self.training):
+                raise PivotuneError(f"training.{option}: is not supported: {reason}. Remove it.")
+        if _is_on(self.training.eval_strategy) and self.data.eval is None:
+            raise PivotuneError("training.eval_strategy: needs examples to evaluate on. Set data.eval.")
+
+
+def changed_fields(options: object) -> list[str]:
+    """Names of the fields of a dataclass that differ from their defaults."""
+    assert dataclasses.is_dataclass(options)
+    changed = []
+    for option in dataclasses.fields(options):
+        default = option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
+        if default is not dataclasses.MISSING and getattr(options, option.name) != default:
+            changed.append(option.name)
+    return changed
+
+
+def _is_on(strategy: object) -> bool:
+    return str(getattr(strategy, "value", strategy)) != "no"

@@ -1,0 +1,441 @@
+"""Training: a thin transformers.Trainer, and `train()`, which runs one configuration from files to a run folder.
+
+The Trainer keeps the promise of `methods/base.py`: each term is a sum divided by its own count, taken over the whole
+accumulation window and all ranks, so that batches of 8 x 1, 1 x 8 and 2 ranks x 4 train the same model.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
+
+from pivotune import checkpoint
+from pivotune.config import HIDDEN, RunConfig
+from pivotune.connection import TransformMatrix, fit_transform_matrix
+from pivotune.data import ParallelCollator, Report, read_examples, tokenize_examples
+from pivotune.errors import PivotuneError
+from pivotune.losses import IGNORE
+from pivotune.methods import SFT, CCTuning, ConnectedSupervision, DeepSupervision, Method
+from pivotune.methods.base import Batch, MethodOutput
+
+logger = logging.getLogger(__name__)
+
+PAIRS = "pairs"
+"""Logged beside the terms: the share of examples that have an English counterpart."""
+
+
+class PivotuneTrainer(Trainer):
+    """transformers.Trainer for a `Method`.
+
+    Logs every term by name at every logging step, and the share of examples with an English pair; reports terms that
+    stay at zero; evaluates exactly, each term over its items; writes run folders (`pivotune.checkpoint`) as checkpoints
+    and as the result, and resumes from them.
+
+    Args:
+        model: the method, which owns the model.
+        args: as for Trainer; gradient checkpointing is always of the non-re-entrant kind.
+        info: what else `pivotune.json` should say, e.g. {"base_model": ..., "prompt_style": ...}.
+        kwargs: as for Trainer: train_dataset and eval_dataset of `pivotune.data.tokenize_examples`, data_collator a
+            `pivotune.data.ParallelCollator`, processing_class the tokenizer, ...
+
+    Example:
+        >>> trainer = PivotuneTrainer(method, args, train_dataset=rows, data_collator=collator)
+        >>> trainer.train()
+        >>> trainer.save_model()
+    """
+
+    def __init__(
+        self, model: Method, args: TrainingArguments, *, info: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        args.remove_unused_columns = False  # the collator needs columns that no forward() names
+        if args.n_gpu > 1:
+            logger.warning(
+                "%d GPUs are visible, but one process uses one. For all: accelerate launch -m pivotune train ...",
+                args.n_gpu,
+            )
+            args._n_gpu = 1  # otherwise Trainer would wrap the method in nn.DataParallel
+        # The re-entrant kind hides activations from the hooks. The option has been renamed in transformers.
+        renamed = hasattr(args, "activation_checkpointing_kwargs")
+        option = f"{'activation' if renamed else 'gradient'}_checkpointing_kwargs"
+        chosen = getattr(args, option) or {}
+        if chosen.get("use_reentrant"):
+            raise PivotuneError(
+                f"training.{option}: use_reentrant: true hides activations from the methods. Remove it."
+            )
+        setattr(args, option, {**chosen, "use_reentrant": False})
+        use_cache = model.config.use_cache
+        super().__init__(model, args, **kwargs)
+        model.config.use_cache = use_cache  # Trainer turns it off, and the saved model would generate slowly
+        self._check_sharding()
+        self.transform_matrix: TransformMatrix | None = None
+        self.term_summary: dict[str, dict[str, float]] = {}
+        self._info = info or {}
+        self._window: dict[str, Tensor] = {}  # name -> (sum, count) on this rank since the last log
+        self._windows = 0
+        self._silent: dict[str, int] = {}  # name -> windows in which it had nothing to say
+
+    @property
+    def method(self) -> Method:
+        """The method, without the wrappers of distributed training."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def _check_sharding(self) -> None:
+        state = self.accelerator.state
+        if self.is_fsdp_enabled and state.fsdp_plugin.fsdp_version != 2:
+            raise PivotuneError(
+                "training.fsdp_config: FSDP1 is not supported. Set version: 2 (fsdp_version in accelerate)."
+            )
+        if self.is_deepspeed_enabled and state.deepspeed_plugin.zero_stage == 3:
+            raise PivotuneError("training.deepspeed: ZeRO stage 3 is not supported, use FSDP2 (training.fsdp: true).")
+
+    # One step ------------------------------------------------------------------------------------------------------
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Any:
+        """What each term is divided by: its count over the micro-batches of the window, on all ranks."""
+        if not batch_samples:
+            return None
+        counts = [self.method.counts(batch) for batch in batch_samples]
+        names = list(counts[0])
+        total = torch.stack([torch.stack([one[name] for one in counts]).sum() for name in names]).to(device)
+        return dict(zip(names, self.accelerator.reduce(total, "sum"), strict=True))
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        output = model(inputs, counts=num_items_in_batch)
+        _accumulate(self._window, inputs, output)
+        loss = output["loss"]
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP and FSDP average gradients over ranks
+        return (loss, output) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:  # a logging step of the training, on all ranks
+            window, self._window = self._window, {}
+            means = self._means(window)
+            logs.update({name: mean for name, (mean, _) in means.items()})
+            self._report(logs["loss"], means)
+        super().log(logs, start_time)
+
+    def _means(self, totals: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
+        """Mean and count of each term over all ranks."""
+        if not totals:
+            return {}
+        reduced = self.accelerator.reduce(torch.stack(list(totals.values())), "sum").tolist()
+        return {name: (total / max(count, 1.0), count) for name, (total, count) in zip(totals, reduced, strict=True)}
+
+    # Reporting -----------------------------------------------------------------------------------------------------
+
+    def _report(self, loss: float, means: dict[str, tuple[float, float]]) -> None:
+        """Stop at a loss that is no number; warn, once each, about terms that have nothing to say."""
+        if not math.isfinite(loss) and not self.args.logging_nan_inf_filter:
+            broken = [name for name, (mean, _) in means.items() if not math.isfinite(mean)]
+            raise PivotuneError(
+                f"step {self.state.global_step}: the loss is {loss} (terms that are no number: "
+                f"{', '.join(broken) or 'none, so it is the parameters'}). Lower training.learning_rate, or look at "
+                "the model and its dtype."
+            )
+        self._windows += 1
+        watched = [name for name, weight in self.method.weights.items() if weight]
+        watched += [] if isinstance(self.method, SFT) else [PAIRS]
+        for name, (mean, count) in means.items():
+            self.term_summary.setdefault(name, {"first": mean})["last"] = mean
+            if name in watched and mean == 0.0:
+                self._silent[name] = self._silent.get(name, 0) + 1
+                if self._silent[name] == 1:
+                    self._warn(f"step {self.state.global_step}: {_silence(name, count)} since the last log.")
+
+    def _warn(self, message: str) -> None:
+        if self.is_world_process_zero():
+            logger.warning(message)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().train(*args, **kwargs)
+        for name, windows in self._silent.items():
+            self._warn(f"In {windows} of {self._windows} logging windows {_silence(name, 1)}.")
+        return result
+
+    # Evaluation ----------------------------------------------------------------------------------------------------
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]  # type: ignore[index]
+        return super().get_eval_dataloader(_Filled(dataset, self.args.eval_batch_size * self.args.world_size))
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """`eval_loss` and `eval_<term>`: each term over its items in the whole set, on all ranks, each item once."""
+        self._evaluated: dict[str, Tensor] = {}
+        output: Any = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        means = {name: mean for name, (mean, _) in self._means(self._evaluated).items()}
+        loss = sum(weight * means[name] for name, weight in self.method.weights.items())
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in {"loss": loss, **means}.items()})
+        return output._replace(num_samples=dataloader.dataset.examples)
+
+    def prediction_step(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> tuple[None, None, None]:
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            _accumulate(self._evaluated, inputs, model(inputs))
+        return None, None, None
+
+    # Saving and resuming -------------------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the run folder: all of it, or nothing. Every rank has to call this."""
+        if _internal_call and not self.is_fsdp_enabled:  # a checkpoint
+            super().save_model(output_dir, _internal_call=True)
+            return
+        folder = output_dir or str(self.args.output_dir)
+        state_dict: Any = None
+        if self.is_fsdp_enabled:  # whatever fsdp_config.state_dict_type: a checkpoint is a run folder too
+            gathered = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            state_dict = get_model_state_dict(self.model, options=gathered)  # type: ignore[arg-type]
+        if _internal_call:
+            self._save(folder, state_dict)
+        elif self.args.should_save:
+            matrix = None if self.transform_matrix is None else self.transform_matrix.weight
+            with checkpoint.written_at_once(folder) as unfinished:
+                checkpoint.write_model(unfinished, self.method, self.processing_class, state_dict, matrix)
+                log = json.dumps(self.state.log_history, indent=1)
+                (unfinished / "training_log.json").write_text(log + "\n", encoding="utf-8")
+                checkpoint.mark_complete(unfinished, self.describe())
+        self.accelerator.wait_for_everyone()
+
+    def describe(self) -> dict[str, Any]:
+        """What `pivotune.json` says."""
+        terms = {"terms": self.term_summary, "steps": self.state.global_step}
+        matrix = {} if self.transform_matrix is None else {"transform_matrix": self.transform_matrix.report}
+        return checkpoint.describe(self.method, **self._info, **terms, **matrix)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self.args.should_save:
+            folder = output_dir or str(self.args.output_dir)
+            checkpoint.write_model(folder, self.method, self.processing_class, state_dict)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # Older checkpoints go only when this one is complete on all ranks.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = self._get_output_dir(trial=trial)
+            checkpoint.mark_complete(Path(folder, f"checkpoint-{self.state.global_step}"), self.describe())
+            checkpoint.remove_old_checkpoints(folder, limit, self.state.best_model_checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            checkpoint.restore(self.method, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            checkpoint.restore(self.method, str(self.state.best_model_checkpoint))
+
+
+def _accumulate(totals: dict[str, Tensor], batch: Batch, output: MethodOutput) -> None:
+    """Add a batch's terms, and its pairs, to (sum, count) tensors. They stay on the device: no waiting for it."""
+    pairs, examples = (batch["pair_row"] >= 0).sum(), (batch["labels"] != IGNORE).any(dim=1).sum()
+    counted = {**output["terms"], PAIRS: (pairs, examples)}
+    dtype = torch.float32 if pairs.device.type == "mps" else torch.float64
+    for name, (total, count) in counted.items():
+        added = torch.stack([total.detach().to(dtype), count.to(dtype)])
+        totals[name] = added if name not in totals else totals[name] + added
+
+
+def _silence(name: str, count: float) -> str:
+    if name == PAIRS:
+        return "no example had an English counterpart, so the methods that need one had nothing to learn from"
+    return f"the term '{name}' was exactly zero" if count else f"the term '{name}' had no items"
+
+
+class _Filled(torch.utils.data.Dataset):
+    """An evaluation set filled up to a multiple of what all ranks read at a time, with rows that count for nothing.
+
+    Otherwise distributed samplers would fill it up with examples, which then count twice.
+    """
+
+    def __init__(self, rows: Any, multiple: int) -> None:
+        self._rows, self.examples = rows, len(rows)
+        self._length = math.ceil(len(rows) / multiple) * multiple
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index < self.examples:
+            return self._rows[index]
+        row = dict(self._rows[0])
+        # All prompt, no answer: no label; and no English: no pair.
+        return row | {"prompt_length": len(row["input_ids"])} | {n: None for n in row if n.startswith("english_")}
+
+
+# From a configuration to a run folder --------------------------------------------------------------------------------
+
+
+def train(config: RunConfig) -> Path:
+    """Train one run and write its folder.
+
+    Args:
+        config: see `pivotune.config.RunConfig`.
+
+    Returns:
+        The run folder, complete.
+
+    Raises:
+        PivotuneError: an option, a file or a model that does not work, with the reason and the fix.
+    """
+    config.check()
+    args = copy.copy(config.training)
+    args.output_dir = config.output
+    resume = _resume(args.resume_from_checkpoint, Path(config.output))
+    set_seed(args.seed)  # adapters and the Decision Maker start the same on every rank
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.model.path, revision=config.model.revision or "main")
+    except (OSError, ValueError) as error:
+        raise PivotuneError(f"model.path: no tokenizer in {config.model.path}: {error}") from error
+    rows, report = _tokenised(config, "train", config.data.train, tokenizer)
+    if config.method != "sft" and not report.pairs.total():
+        raise PivotuneError(
+            f"data.train: no example has an English counterpart, and method: {config.method} learns from them. Add the "
+            "field 'english' to the rows, or use method: sft."
+        )
+    eval_rows = None
+    if config.data.eval is not None:
+        eval_rows, _ = _tokenised(config, "eval", config.data.eval, tokenizer)
+    method = build_method(config, _load_model(config))
+
+    collator = ParallelCollator.for_tokenizer(tokenizer)
+    info = {
+        "base_model": _resolved(config.model.path),
+        "adapter": config.lora.r > 0,
+        "prompt_style": config.data.style,
+        "data": dataclasses.asdict(config.data),
+        "rows": dict(report.rows),
+        "pairs": dict(report.pairs),
+        "lora": dataclasses.asdict(config.lora),
+        "training": {k: v for k, v in args.to_dict().items() if v is not None and k not in HIDDEN},
+    }
+    try:
+        trainer = PivotuneTrainer(
+            method,
+            args,
+            info=info,
+            train_dataset=rows,
+            eval_dataset=eval_rows,
+            data_collator=collator,
+            processing_class=tokenizer,
+        )
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise error if isinstance(error, PivotuneError) else PivotuneError(f"training: {error}") from error
+    trainer.train(resume_from_checkpoint=resume)
+    trained = trainer.method
+    if isinstance(trained, CCTuning):
+        try:
+            trainer.transform_matrix = fit_transform_matrix(
+                trained, rows, collator, batch_size=args.per_device_eval_batch_size, seed=args.seed
+            )
+        finally:  # whatever becomes of the matrix, the trained model is kept
+            trainer.save_model()
+    else:
+        trainer.save_model()
+    return Path(config.output)
+
+
+def build_method(config: RunConfig, model: nn.Module) -> Method:
+    """The method that a configuration asks for, on a model."""
+    if config.method == "both":
+        return ConnectedSupervision(model, config.deep_supervision, config.cc_tuning)
+    if config.method == "cc_tuning":
+        return CCTuning(model, config.cc_tuning)
+    if config.method == "deep_supervision":
+        return DeepSupervision(model, config.deep_supervision)
+    return SFT(model)
+
+
+def _load_model(config: RunConfig) -> nn.Module:
+    model = checkpoint.open_model(
+        _resolved(config.model.path),
+        dtype=config.model.dtype,
+        attn_implementation=config.model.attn_implementation,
+        revision=config.model.revision or "main",
+    )
+    try:  # saving refuses a contradictory generation configuration, and would do so after the training
+        model.generation_config.validate(strict=True)
+    except ValueError as error:
+        raise PivotuneError(f"model.path: generation_config.json of {config.model.path}: {error}") from error
+    if not config.lora.r:
+        return model
+    adapter = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=config.lora.target_modules,
+    )
+    try:
+        return get_peft_model(model, adapter)
+    except ValueError as error:
+        raise PivotuneError(f"lora: {error}") from error
+
+
+def _tokenised(config: RunConfig, split: str, source: Any, tokenizer: Any) -> tuple[datasets.Dataset, Report]:
+    data = config.data
+    examples, report = read_examples(source, on_bad=data.on_bad, languages=data.languages)
+    rows, kept = tokenize_examples(examples, tokenizer, data.style, data.max_length, data.overlong)
+    if config.training.process_index == 0:
+        if report.skipped:
+            print(f"data.{split}, read: {report}")
+        print(f"data.{split}: {kept}", flush=True)
+    return rows, kept
+
+
+def _resume(asked: str | bool | None, folder: Path) -> str | None:
+    """The checkpoint to go on from; None begins a new run, whose folder must not hold another one."""
+    if str(asked).lower() in ("none", "false", "null", ""):
+        if checkpoint.is_complete(folder) or any(folder.glob("checkpoint-*")):
+            raise PivotuneError(
+                f"output: {folder} already holds a run. Choose another folder, remove it, or continue it with "
+                "training.resume_from_checkpoint: true."
+            )
+        return None
+    if str(asked).lower() == "true":
+        last = checkpoint.last_complete_checkpoint(folder)
+        if last is None:
+            logger.warning(
+                "training.resume_from_checkpoint: %s has no complete checkpoint; training begins anew.", folder
+            )
+        return None if last is None else str(last)
+    if not checkpoint.is_complete(str(asked)):
+        raise PivotuneError(f"training.resume_from_checkpoint: {asked} is not a complete checkpoint.")
+    return str(asked)
+
+
+def _resolved(path: str) -> str:
+    """Folders by their absolute path, so that an adapter finds its base model from anywhere; hub names as they are."""
+    return str(Path(path).resolve()) if Path(path).is_dir() else path

@@ -1,0 +1,104 @@
+"""What each rank of tests/test_distributed.py runs:  worker KIND FOLDER JOB ...
+
+On the CPU accelerate ignores a request for FSDP (it is left out of the device types that may have it), although
+torch's `fully_shard` works there, over gloo. So the state that accelerate would set on GPUs is set by hand; from there
+on everything is its own FSDP2 code.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+from pivotune.config import RunConfig
+from pivotune.training import PivotuneTrainer, train
+from tests.runs import FEATURE, configuration, without_noise
+
+JOBS: dict[str, dict[str, Any]] = {
+    "sft": {},
+    "deep_supervision": {},
+    "feature": {},
+    "cc_tuning": {},
+    "both": {},
+    "accumulated": {"gradient_accumulation_steps": 2},
+    "few_pairs": {},  # most ranks have none in most batches
+    "lora": {"lora": 4},
+    "checkpointing": {"gradient_checkpointing": True},
+    # AdamW has a state to resume; so large an epsilon keeps rounding as small as it is.
+    "resumed": {"max_steps": 3, "save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "adam_epsilon": 1.0},
+}
+METHOD = {"sft": "sft", "deep_supervision": "deep_supervision", "feature": "deep_supervision", "cc_tuning": "cc_tuning"}
+
+
+def job(name: str, folder: Path, kind: str, ranks: int, **changed: Any) -> RunConfig:
+    """A run in which each step takes eight examples, on however many ranks."""
+    settings = {**JOBS[name], **changed}
+    accumulation = settings.get("gradient_accumulation_steps", 1)
+    config = configuration(
+        folder / "base",
+        folder / ("few.jsonl" if name == "few_pairs" else "train.jsonl"),
+        folder / kind / name,
+        METHOD.get(name, "both"),
+        **{
+            "held_out": folder / "eval.jsonl",
+            "per_device_train_batch_size": 8 // ranks // accumulation,
+            "per_device_eval_batch_size": 4,
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "optim": "sgd",
+            "learning_rate": 0.1,
+            **settings,
+        },
+    )
+    if name == "feature":
+        config.deep_supervision = FEATURE
+    if name == "lora":
+        config.lora.dropout = 0.0  # as little as Gumbel noise can it be repeated on two ranks
+    return config
+
+
+def force_fsdp2(activation_checkpointing: bool) -> None:
+    create = PivotuneTrainer.create_accelerator_and_postprocess
+
+    def forced(self: PivotuneTrainer) -> None:
+        create(self)
+        state = self.accelerator.state
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            state_dict_type="FULL_STATE_DICT",
+            activation_checkpointing=activation_checkpointing,
+        )
+        state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        self.is_fsdp_enabled = True
+
+    PivotuneTrainer.create_accelerator_and_postprocess = forced  # type: ignore[method-assign]
+
+
+def main(kind: str, folder: str, *names: str) -> None:
+    torch.set_num_threads(1)
+    F.gumbel_softmax = without_noise
+    create = PivotuneTrainer.create_accelerator_and_postprocess
+    for name in names:
+        changed: dict[str, Any] = {}
+        if kind == "fsdp":
+            force_fsdp2(activation_checkpointing=name == "checkpointing")
+            changed = {"gradient_checkpointing": False}  # FSDP has its own
+        train(job(name, Path(folder), kind, 2, **changed))
+        if name == "resumed":
+            middle = str(Path(folder, kind, name, "checkpoint-2"))
+            again = job(name, Path(folder), kind, 2, resume_from_checkpoint=middle)
+            again.output += "-again"
+            train(again)
+        PivotuneTrainer.create_accelerator_and_postprocess = create  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

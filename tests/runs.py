@@ -1,0 +1,143 @@
+"""Whole runs in miniature, for the tests of training: a random Llama, a tokenizer, parallel rows, configurations."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pivotune.config import DataConfig, DeepSupervisionConfig, LoraOptions, ModelConfig, RunConfig, TrainingOptions
+from pivotune.methods import CCTuningConfig
+from tests.data.tiny_tokenizers import BOS, byte_level
+
+METHODS = ["sft", "deep_supervision", "cc_tuning", "both"]
+LAYERS = DeepSupervisionConfig(conversion_layer=1, thinking_layer=2)
+FEATURE = replace(LAYERS, language_conversion="feature", english_thinking="feature", stop_gradient=False)
+WORDS = ["保持", "健康", "的", "三个", "提示", "饮食", "要", "均衡", "定期", "运动", "充足", "睡眠"]
+ENGLISH = ["give", "three", "tips", "for", "staying", "healthy", "eat", "well", "sleep", "enough", "move"]
+
+
+def write_base(folder: Path, layers: int = 3, **options: Any) -> Path:
+    """A random Llama and its tokenizer, as `from_pretrained` takes them."""
+    tokenizer = byte_level(template=f"{BOS} $A")
+    tokenizer.pad_token = tokenizer.eos_token
+    settings = dict(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.25,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(LlamaConfig(**(settings | options))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def rows(count: int, english: float = 0.75, seed: int = 0) -> list[dict[str, Any]]:
+    """Chinese rows of different lengths; a share of them has an English counterpart."""
+    draw = random.Random(seed)
+
+    def text(words: list[str], joint: str) -> str:
+        return joint.join(draw.choices(words, k=draw.randint(2, 6)))
+
+    made: list[dict[str, Any]] = []
+    for number in range(count):
+        row: dict[str, Any] = {"id": str(number), "language": "zh"}
+        row |= {"prompt": text(WORDS, ""), "completion": text(WORDS, "")}
+        if number < english * count:
+            row["english"] = {"prompt": text(ENGLISH, " "), "completion": text(ENGLISH, " ")}
+        made.append(row)
+    draw.shuffle(made)
+    return made
+
+
+def write_rows(path: Path, made: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), encoding="utf-8")
+    return path
+
+
+def options(**changed: Any) -> TrainingOptions:
+    """Two steps of eight examples, on the CPU, quietly."""
+    settings: dict[str, Any] = dict(
+        max_steps=2,
+        per_device_train_batch_size=8,
+        learning_rate=1e-2,
+        warmup_steps=0,
+        logging_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    return TrainingOptions(**(settings | changed))
+
+
+def configuration(
+    base: Path,
+    data: Path,
+    output: Path,
+    method: str = "sft",
+    *,
+    lora: int = 0,
+    held_out: Path | None = None,
+    cc_tuning: CCTuningConfig | None = None,
+    **training: Any,
+) -> RunConfig:
+    """A run of `method` on the miniature model; `lora` is the rank of the adapters."""
+    supervised = method in ("deep_supervision", "both")
+    return RunConfig(
+        output=str(output),
+        method=method,  # type: ignore[arg-type]
+        model=ModelConfig(str(base)),
+        data=DataConfig(str(data), None if held_out is None else str(held_out)),
+        deep_supervision=LAYERS if supervised else DeepSupervisionConfig(),
+        cc_tuning=cc_tuning or CCTuningConfig(),
+        lora=LoraOptions(r=lora),
+        training=options(**training),
+    )
+
+
+# What came of it -------------------------------------------------------------------------------------------------
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{path.name}: {name}": value
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, value in load_file(path).items()
+    }
+
+
+def same(left: Path, right: Path, tolerance: float = 0.0) -> None:
+    """Whether two runs ended with the same tensors, the Decision Maker and the Transform Matrix among them."""
+    ours, theirs = weights(left), weights(right)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(
+            value, theirs[name], rtol=0, atol=tolerance * (50 if "transform" in name else 1), msg=name
+        )
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "training_log.json").read_text())
+
+
+def without_noise(scores: torch.Tensor, tau: float, hard: bool, dim: int) -> torch.Tensor:
+    """The Gumbel-softmax without its noise, which no batching can repeat."""
+    soft = (scores / tau).softmax(dim)
+    pick = torch.zeros_like(soft).scatter(dim, soft.argmax(dim, keepdim=True), 1.0)
+    return pick - soft.detach() + soft
