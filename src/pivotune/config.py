@@ -95,6 +95,7 @@ class TrainingOptions(TrainingArguments):
     fsdp: bool | str | None = None  # type: ignore[assignment]
     ddp_find_unused_parameters: bool | None = False
     remove_unused_columns: bool = False
+    dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
@@ -114,6 +115,7 @@ _OWN_HELP = {
     "resume_from_checkpoint": "true: go on from the last complete checkpoint in `output`, or begin where there is "
     "none; or the folder of a checkpoint.",
     "logging_nan_inf_filter": "hide NaN and infinite losses from the log. Where they are not hidden, they end the run.",
+    "dataloader_pin_memory": "pin batches in memory, for faster copies to a GPU; on by default where there is one.",
     "fsdp": "shard the model over all GPUs (FSDP2), under `accelerate launch`.",
     "fsdp_config": "options of FSDP2, e.g. {activation_checkpointing: true, cpu_offload: false}.",
     "gradient_checkpointing": "recompute activations in the backward pass to save memory.",

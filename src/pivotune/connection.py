@@ -256,7 +256,8 @@ class TransformMatrix:
 
     Attributes:
         weight: X, (d, d) shared by all layers or (L, d, d); float32.
-        report: pairs, held_out_pairs, ridge, r2 (held-out, over all layers), r2_per_layer.
+        report: pairs, held_out_pairs, ridge, r2 (held-out, over all layers), r2_per_layer. The last two are None where
+            a single pair is held out.
     """
 
     weight: Tensor
@@ -326,7 +327,7 @@ def fit_transform_matrix(
         )
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))[: config.matrix_pairs]
     chosen = [pairs[i] for i in order.tolist()]
-    split = max(1, round(held_out * len(chosen)))
+    split = min(max(2, round(held_out * len(chosen))), len(chosen) // 2)
     held, fitted = chosen[:split], chosen[split:]
 
     anatomy, shared = method.anatomy, config.matrix == "shared"
@@ -360,8 +361,8 @@ def fit_transform_matrix(
     return TransformMatrix((weight[0] if shared else weight).float(), report)
 
 
-def _r_squared(weight_Gdd: Tensor, rows: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, list[float]]:
-    """Explained share of the targets' variance about their mean: over all layers, and per layer."""
+def _r_squared(weight_Gdd: Tensor, rows: Iterator[tuple[Tensor, Tensor]]) -> tuple[float | None, list[float] | None]:
+    """Explained share of the targets' variance about their mean: over all layers, and per layer. None for one row."""
     residual: Any = 0.0
     square: Any = 0.0
     total: Any = 0.0
@@ -370,6 +371,8 @@ def _r_squared(weight_Gdd: Tensor, rows: Iterator[tuple[Tensor, Tensor]]) -> tup
         source, target = source.double(), target.double()
         residual = residual + ((source @ weight_Gdd - target) ** 2).sum(dim=(1, 2))
         square, total, count = square + (target**2).sum(dim=1), total + target.sum(dim=1), count + target.shape[1]
+    if count < 2:
+        return None, None
     variance = (square - total**2 / count).sum(dim=1)
     per_layer = 1.0 - residual / variance
     return float(1.0 - residual.sum() / variance.sum()), per_layer.tolist()

@@ -172,8 +172,8 @@ class Method(nn.Module):
             final = self._decode(batch["english_input_ids"], mask)
         if not wants.feed_forward:
             return Pass(final, tap.hidden)
-        # FSDP2 gathers a layer's parameters for the backward pass when a gradient reaches the layer's OUTPUT. That of the
-        # last layer is not used here, only what is inside; so a gradient of zero is sent through it.
+        # FSDP2 gathers a layer's parameters for the backward pass when a gradient reaches the layer's OUTPUT. Of the
+        # last layer only the inside is used here; so a gradient of zero is sent through its output.
         return Pass(final, tap.hidden, tap.feed_forward() + 0.0 * final[0, 0, 0])
 
     def _decode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
