@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
         if name not in COMMANDS:
-            raise PivotuneError(f"unknown command {name!r}{_suggestion(name, COMMANDS)}. Known: {', '.join(COMMANDS)}.")
+            raise PivotuneError(f"unknown command {name!r}{_suggestion(name, COMMANDS)} Known: {', '.join(COMMANDS)}.")
         (_train if name == "train" else _call)(name, arguments)
     except (PivotuneError, ArgumentError) as error:
         print(f"pivotune: error: {error}", file=sys.stderr)
@@ -212,13 +212,13 @@ def _refuse_unknown(given: Iterable[str], known: set[str], reasons: dict[str, st
             continue
         if name in reasons:
             raise PivotuneError(f"{where}: {name} is not supported: {reasons[name]}. Remove it.")
-        raise PivotuneError(f"{where}: unknown option {name!r}{_suggestion(name, known)}.")
+        raise PivotuneError(f"{where}: unknown option {name!r}{_suggestion(name, known)}")
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:
-    """The nearest known name; a name that was given without its group counts as near."""
+    """The end of a sentence with the nearest known name; a name without its group counts as near."""
     candidates = list(known)
     close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.7)
     tails = [one for one in candidates if one.rpartition(".")[2] == name.rpartition(".")[2]]
     near = tails or close
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {near[0]!r}?" if near else "."

@@ -24,7 +24,7 @@ from transformers.utils import logging
 from pivotune.config import DataConfig, ModelConfig, RunConfig, TrainingOptions
 from pivotune.connection import Mode
 from pivotune.data import ParallelCollator, ParallelExample, tokenize_examples
-from pivotune.errors import PivotuneError
+from pivotune.errors import check_choice
 from pivotune.generation import generate_texts, load
 from pivotune.lab.base import base_path
 from pivotune.lab.templates import LANGUAGES
@@ -70,23 +70,23 @@ class Score:
         return f"{self.percent:5.1f} [{low:4.1f}, {high:4.1f}]"
 
 
-def demo(output: str = "runs/demo", languages: list[str] | None = None, epochs: float = 3.0, seed: int = 0) -> None:
+def demo(output: str = "runs/demo", languages: str = "zh,vi,ar", epochs: float = 3.0, seed: int = 0) -> None:
     """Fine-tune the lab's base model with every method, and print and plot what each of them changes.
 
     Args:
         output: folder for the data, the runs, results.json and the plot.
-        languages: which of zh, vi and ar to fine-tune; all of them where not given.
+        languages: which to fine-tune, separated by commas.
         epochs: passes over the training questions.
         seed: of the training runs.
     """
-    languages = languages or [language for language in LANGUAGES if language != "en"]
-    if unknown := set(languages) - (set(LANGUAGES) - {"en"}):
-        raise PivotuneError(f"languages: got {', '.join(sorted(unknown))}; the lab has zh, vi and ar.")
+    chosen = [language.strip() for language in languages.split(",")]
+    for language in chosen:
+        check_choice("languages", language, LANGUAGES[1:])
     started = time.monotonic()
     folder = Path(output)
     world = World.build()
-    files = _write_training_data(world, languages, folder / "data")
-    questions = {language: list(_questions(world, language)) for language in [*languages, "en"]}
+    files = _write_training_data(world, chosen, folder / "data")
+    questions = {language: list(_questions(world, language)) for language in [*chosen, "en"]}
 
     logging.disable_progress_bar()  # of loading and saving; training keeps its own
     print(

@@ -1,0 +1,53 @@
+"""The demo end to end, shortened: its tables, its files, and that what is supervised has moved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pivotune.errors import PivotuneError
+from pivotune.lab.demo import RUNS, Score, demo
+
+
+def test_the_demo_prints_tables_and_writes_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    demo(str(tmp_path), languages="zh", epochs=1.0)
+    printed = capsys.readouterr().out
+    rows = [
+        "base model",
+        "TFT",
+        *(name for name in RUNS if "deep" in name),
+        "CC-Tuning, matrix",
+        "CC-Tuning, real English",
+    ]
+    assert all(printed.count(f"\n{row}") >= 1 for row in rows)
+    assert (tmp_path / "demo.png").stat().st_size > 10_000
+    assert (tmp_path / "demo.svg").is_file() and "| TFT" in (tmp_path / "tables.md").read_text("utf-8")
+
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results["scores"]) == rows
+    for scores in results["scores"].values():
+        assert set(scores) == {"zh", "en"}
+        assert all(0 <= score["right"] <= score["n"] and score["n"] > 300 for score in scores.values())
+    assert results["scores"]["base model"]["en"]["right"] > 0.97 * results["scores"]["base model"]["en"]["n"]
+
+    inside = results["inside"]
+    for what in ("question, nats at i", "answer, nats at j"):
+        assert inside["deep supervision, logits"][what] < 0.8 * inside["TFT"][what]
+    for what in ("cosine at i", "cosine at j"):
+        assert inside["deep supervision, feature"][what] > inside["TFT"][what] + 0.1
+
+    demo(str(tmp_path), languages="zh", epochs=0.05)  # a second demo replaces the first
+    assert json.loads((tmp_path / "results.json").read_text())["epochs"] == 0.05
+
+
+def test_unknown_languages_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PivotuneError, match=r"'de'.*'zh', 'vi', 'ar'"):
+        demo(str(tmp_path), languages="zh,de")
+
+
+def test_wilson_interval() -> None:
+    low, high = Score(5, 10).interval
+    assert (low, high) == (pytest.approx(23.66, abs=0.01), pytest.approx(76.34, abs=0.01))
+    assert str(Score(0, 7)) == "  0.0 [ 0.0, 35.4]"
