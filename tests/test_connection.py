@@ -248,6 +248,7 @@ def test_transform_matrix_equals_plain_least_squares(matrix: str, ridge: float) 
     np.testing.assert_allclose(fitted.report["r2_per_layer"], 1 - residual / variance, rtol=1e-6)
     assert fitted.report["r2"] == pytest.approx(1 - residual.sum() / variance.sum(), rel=1e-6)
     assert (fitted.report["pairs"], fitted.report["held_out_pairs"]) == (72, 8)
+    assert str(fitted).startswith("Transform Matrix: fitted on 72 pairs; R^2 on 8 held-out pairs: ")
 
 
 @settings(deadline=None, max_examples=20)

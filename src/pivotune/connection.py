@@ -263,6 +263,11 @@ class TransformMatrix:
     weight: Tensor
     report: dict[str, Any] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        r2 = "unknown (a single pair)" if self.report["r2"] is None else f"{self.report['r2']:.3f}"
+        pairs, held_out = self.report["pairs"], self.report["held_out_pairs"]
+        return f"Transform Matrix: fitted on {pairs} pairs; R^2 on {held_out} held-out pairs: {r2}."
+
 
 class NormalEquations:
     """Streaming least squares `min ||S X - T||^2 + ridge * mean(diag(S'S)) ||X||^2`, in float64.

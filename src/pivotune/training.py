@@ -360,6 +360,8 @@ def train(config: RunConfig) -> Path:
             trainer.transform_matrix = fit_transform_matrix(
                 trained, rows, collator, batch_size=args.per_device_eval_batch_size, seed=args.seed
             )
+            if trainer.is_world_process_zero():
+                print(trainer.transform_matrix, flush=True)
         finally:  # whatever becomes of the matrix, the trained model is kept
             trainer.save_model()
     else:
