@@ -82,7 +82,8 @@ def generate_texts(
         connection: none, english or matrix; None keeps the model's own default. English questions are not connected.
         batch_size: questions per call of generate().
         progress: show a progress bar.
-        generate_options: what `generate()` of transformers takes, e.g. max_new_tokens=64, num_beams=4, do_sample=True.
+        generate_options: what `generate()` of transformers takes, e.g. num_beams=4, do_sample=True;
+            max_new_tokens is 64 where no limit is given.
     """
     if not questions:
         return []
@@ -93,6 +94,8 @@ def generate_texts(
     connected = torch.tensor([not (isinstance(q, ParallelExample) and is_english(q.language)) for q in questions])
     is_connected = "generate" in vars(unwrap(model))
     options = {"pad_token_id": _pad(tokenizer), "do_sample": False, **generate_options}
+    if not {"max_new_tokens", "max_length", "generation_config"} & set(options):
+        options["max_new_tokens"] = 64
     if connection is not None and (is_connected or connection != "none"):
         options["connection"] = connection
 
