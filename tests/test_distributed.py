@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import yaml
 
 from pivotune.training import train
-from tests.distributed_worker import JOBS, job
+from tests.distributed_worker import JOBS, can_resume, job
 from tests.runs import configuration, log, rows, same, without_noise, write_base, write_rows
 
 pytestmark = pytest.mark.slow
@@ -72,6 +72,8 @@ def test_two_ranks_equal_one_process(name: str, alone: Path, together: Path) -> 
 
 
 def test_resumed_equals_uninterrupted_on_two_ranks(together: Path) -> None:
+    if not can_resume(together.name):
+        pytest.skip("this transformers cannot load an optimizer on several CPU ranks")
     same(together / "resumed", together / "resumed-again")
 
 
