@@ -11,11 +11,13 @@ import dataclasses
 import json
 import logging
 import math
+import random
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from accelerate.utils import broadcast_object_list
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -24,13 +26,18 @@ from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 from pivotune import checkpoint
 from pivotune.config import HIDDEN, RunConfig
 from pivotune.connection import TransformMatrix, fit_transform_matrix
-from pivotune.data import ParallelCollator, Report, read_examples, tokenize_examples
+from pivotune.data import Encoded, ParallelCollator, Report, read_examples, tokenize_examples
+from pivotune.data.examples import is_english
 from pivotune.errors import PivotuneError
+from pivotune.lens.layers import LayerChoice, choose_from_prompts, table, write_choice
 from pivotune.losses import IGNORE
 from pivotune.methods import SFT, CCTuning, ConnectedSupervision, DeepSupervision, Method
 from pivotune.methods.base import Batch, MethodOutput
 
 logger = logging.getLogger(__name__)
+
+AUTO_EXAMPLES = 256
+"""Training questions that `auto` layers are chosen from."""
 
 PAIRS = "pairs"
 """Logged beside the terms: the share of examples that have an English counterpart."""
@@ -328,7 +335,9 @@ def train(config: RunConfig) -> Path:
     eval_rows = None
     if config.data.eval is not None:
         eval_rows, _ = _tokenised(config, "eval", config.data.eval, tokenizer)
-    method = build_method(config, _load_model(config))
+    model = _load_model(config)
+    config, choice, layers = _with_layers(config, model, rows, args, resume)
+    method = build_method(config, model)
 
     collator = ParallelCollator.for_tokenizer(tokenizer)
     info = {
@@ -340,6 +349,7 @@ def train(config: RunConfig) -> Path:
         "pairs": dict(report.pairs),
         "lora": dataclasses.asdict(config.lora),
         "training": {k: v for k, v in args.to_dict().items() if v is not None and k not in HIDDEN},
+        **({} if layers is None else {"layers": layers}),
     }
     try:
         trainer = PivotuneTrainer(
@@ -353,6 +363,8 @@ def train(config: RunConfig) -> Path:
         )
     except (ValueError, RuntimeError, ImportError) as error:
         raise error if isinstance(error, PivotuneError) else PivotuneError(f"training: {error}") from error
+    if choice is not None:
+        write_choice(choice, Path(config.output, "layers"), title=Path(config.model.path).name)
     trainer.train(resume_from_checkpoint=resume)
     trained = trainer.method
     if isinstance(trained, CCTuning):
@@ -378,6 +390,79 @@ def build_method(config: RunConfig, model: nn.Module) -> Method:
     if config.method == "deep_supervision":
         return DeepSupervision(model, config.deep_supervision)
     return SFT(model)
+
+
+def _with_layers(
+    config: RunConfig, model: nn.Module, rows: datasets.Dataset, args: TrainingArguments, resume: str | None
+) -> tuple[RunConfig, LayerChoice | None, dict[str, Any] | None]:
+    """The configuration with numbers for layers that are `auto`; the choice, where this process made it; its record.
+
+    A resumed run keeps the layers of its checkpoint.
+    """
+    options = config.deep_supervision
+    signals = {"conversion_layer": options.language_conversion, "thinking_layer": options.english_thinking}
+    automatic = [name for name in signals if getattr(options, name) == "auto"]
+    if not config.supervises or not any(signals[name] != "off" for name in automatic):
+        return config, None, None
+    choice: LayerChoice | None = None
+    info = {} if resume is None else checkpoint.read_info(resume)
+    if "deep_supervision" in info:
+        found, record = info["deep_supervision"], info.get("layers")
+    else:
+        answers: list[Any] = [None]
+        failure: Exception | None = None
+        if args.process_index == 0:
+            try:
+                choice = _choose_layers(model, rows, args)
+                answers = [choice.as_dict()]
+                print(table(choice), flush=True)
+            except Exception as error:
+                failure, answers = error, [str(error)]
+        if args.world_size > 1:  # the other processes wait for an answer, also for a bad one
+            broadcast_object_list(answers)
+        if isinstance(answers[0], str):
+            raise failure or PivotuneError(answers[0])
+        found = record = answers[0]
+    chosen = dataclasses.replace(options, **{name: found[name] for name in automatic})
+    return dataclasses.replace(config, deep_supervision=chosen), choice, record
+
+
+def _choose_layers(model: nn.Module, rows: datasets.Dataset, args: TrainingArguments) -> LayerChoice:
+    """From questions of the training data, on the device that will train."""
+    others = [number for number, language in enumerate(rows["language"]) if not is_english(language)]
+    if not others:
+        raise PivotuneError(
+            "deep_supervision: layers are auto, but data.train has no question that is not English. Give numbers."
+        )
+    drawn = sorted(random.Random(args.seed).sample(others, min(len(others), AUTO_EXAMPLES)))
+    sample = [rows[number] for number in drawn]
+    target = [
+        Encoded(row["input_ids"][: row["prompt_length"]], [], row["question_start"], row["question_end"])
+        for row in sample
+    ]
+    english = [
+        Encoded(row["english_prompt_ids"], [], row["english_question_start"], row["english_question_end"])
+        for row in sample
+        if row["english_prompt_ids"] is not None
+    ]
+    home = next(model.parameters()).device
+    longest = max(len(prompt.prompt_ids) for prompt in target + english)
+    try:
+        return choose_from_prompts(
+            model.to(args.device),
+            target,
+            english,
+            batch_size=args.per_device_eval_batch_size,
+            max_length=longest,
+            seed=args.seed,
+        )
+    except torch.OutOfMemoryError as error:
+        raise PivotuneError(
+            "deep_supervision: the whole model does not fit on one device to choose the layers. Lower "
+            "training.per_device_eval_batch_size, or run `pivotune layers` elsewhere and give its numbers."
+        ) from error
+    finally:
+        model.to(home)
 
 
 def _load_model(config: RunConfig) -> nn.Module:

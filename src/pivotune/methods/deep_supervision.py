@@ -36,8 +36,8 @@ class DeepSupervisionConfig:
     Args:
         language_conversion: signal at the conversion layer (LC): logits, feature or off.
         english_thinking: signal at the thinking layer (ET): logits, feature or off.
-        conversion_layer: i, the decoder layer (1..L) that LC supervises.
-        thinking_layer: j, the decoder layer (1..L) that ET supervises.
+        conversion_layer: i, the decoder layer (1..L) that LC supervises; auto finds it by the entropy of the layers.
+        thinking_layer: j, the decoder layer (1..L) that ET supervises; auto finds it in the same way.
         conversion_weight: weight of LC in the loss; 0 measures it without training on it.
         thinking_weight: weight of ET in the loss; 0 measures it without training on it.
         reading: where the logits signal reads the English tokens. teacher_forced: after the target prompt, token by
@@ -235,9 +235,9 @@ def _resolve(config: DeepSupervisionConfig, anatomy: Anatomy) -> tuple[_Supervis
         if layer is None or layer == "auto":
             suggestion = max(1, round(fraction * anatomy.num_layers))
             raise PivotuneError(
-                f"{option}: got {layer!r}, but choosing a layer from the model is not available yet. Give a number "
-                f"in 1..{anatomy.num_layers}; the paper's choice for LLaMA-2-7B, at the same relative depth, is "
-                f"{suggestion} here."
+                f"{option}: got {layer!r}, but the method needs a number in 1..{anatomy.num_layers}. `pivotune train` "
+                "finds it where the option is auto; in Python, pivotune.lens.choose_layers does. The paper's choice "
+                f"for LLaMA-2-7B, at the same relative depth, is {suggestion} here."
             )
         layer = anatomy.check_layer(layer, option)
         english_layer = layer if name == "language_conversion" else anatomy.num_layers

@@ -1,0 +1,486 @@
+"""Which layers to supervise, read off the model itself: entropy falls twice with depth.
+
+The rule (docs/layers.md): among all curves of the form
+
+    level a, layers 1..i-1  |  level b, layers i..j  |  a straight fall from (j, b) to (k, c)  |  level c, layers k..L
+
+with a > b > c and i < j < k, take the one with the least squared distance to the measured curve. `i`, where the first
+drop has arrived, is the conversion layer; `j`, where the second drop begins, the thinking layer.
+
+It holds only where both drops are large enough, lie beyond the spread of the examples, and the plateau between them
+explains the curve clearly better than any shape without one. Otherwise the paper's relative depths are used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+from torch import nn
+
+from pivotune.checkpoint import load_run
+from pivotune.data import Encoded, ParallelExample, PromptEncoder, Text, read_prompts
+from pivotune.data.examples import is_english
+from pivotune.data.prompts import prompt_only
+from pivotune.errors import PivotuneError, check_number
+from pivotune.lens.entropy import EntropyCurve, question_entropies
+from pivotune.lens.plots import new_figure, save
+
+logger = logging.getLogger(__name__)
+
+CONVERSION_DEPTH, THINKING_DEPTH = 2 / 32, 15 / 32
+"""What the paper found in LLaMA-2-7B, as parts of the depth."""
+
+SMALLEST_DROP = 0.1
+"""Of the curve's range: each drop must be at least as large."""
+FLATTEST = 0.05
+"""Of the curve's largest value: a curve whose range is no larger counts as flat."""
+ADVANTAGE = 1.7
+"""How many times the squared error of the two-drop curve the best curve without a plateau must leave."""
+NEGLIGIBLE = 0.01
+"""Of the curve's range: errors of this size per layer are no reason to prefer one shape to another."""
+FEWEST_LAYERS = 7
+"""The two-drop curve has six unknowns."""
+RESAMPLES = 400
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """The two layers, and how far to trust them.
+
+    Attributes:
+        conversion_layer: i, 1..L.
+        thinking_layer: j, 1..L.
+        confidence: the share of bootstrap resamples of the examples that come to the same conclusion: the same pair
+            within one layer, or, where `found` is False, no two drops either. None for a single example.
+        runner_up: the best (i, j) that differs by more than one layer in i or in j; None where there is none.
+        found: whether the curve has two drops. If not, the layers are the paper's, at the same relative depth.
+        reason: what was found, in words.
+        curves: what the choice rests on: "target", the questions that are not English, and "english" for contrast.
+    """
+
+    conversion_layer: int
+    thinking_layer: int
+    confidence: float | None
+    runner_up: tuple[int, int] | None
+    found: bool
+    reason: str
+    curves: Mapping[str, EntropyCurve] = field(default_factory=dict, repr=False, compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "conversion_layer": self.conversion_layer,
+            "thinking_layer": self.thinking_layer,
+            "confidence": self.confidence,
+            "runner_up": None if self.runner_up is None else list(self.runner_up),
+            "found": self.found,
+            "reason": self.reason,
+            "unit": "nats",
+            "interval": "95 % t interval over examples",
+            "curves": {name: curve.as_dict() for name, curve in self.curves.items()},
+        }
+
+
+# From a model --------------------------------------------------------------------------------------------------------
+
+
+def choose_layers(
+    model: nn.Module,
+    tokenizer: Any,
+    examples: Iterable[ParallelExample],
+    *,
+    language: str | None = None,
+    style: str = "auto",
+    limit: int | None = 256,
+    batch_size: int = 8,
+    max_length: int = 512,
+    seed: int = 0,
+) -> LayerChoice:
+    """The layers to supervise, chosen from the model's entropy on questions that are not English.
+
+    Warns where the curve does not have two drops and the choice falls back to the paper's depths.
+
+    Args:
+        model: a causal LM that `pivotune.anatomy` knows; it is read where it is and left as it was.
+        tokenizer: of the model.
+        examples: in any number; their questions are read. English counterparts and English examples make the contrast.
+        language: read only this language ("pt" admits "pt-BR"); all but English where None.
+        style: prompt style, as in training: auto, alpaca, chat or plain.
+        limit: how many examples to draw at random; None takes all.
+        batch_size: prompts per forward pass.
+        max_length: tokens of a prompt that are read.
+        seed: of the drawing and of the bootstrap.
+
+    Raises:
+        PivotuneError: no example in the language, or an architecture that is not known.
+
+    Example:
+        >>> choice = pivotune.lens.choose_layers(model, tokenizer, examples, language="zh")
+        >>> DeepSupervisionConfig(conversion_layer=choice.conversion_layer, thinking_layer=choice.thinking_layer)
+    """
+    target, english = _drawn(examples, language, limit, seed)
+    encoder = PromptEncoder(tokenizer, style)
+    pairs = [(one.english, one.where) for one in target if one.english is not None]
+    english_texts = pairs + [(one.text, one.where) for one in english]
+    return choose_from_prompts(
+        model,
+        _encoded(encoder, [(one.text, one.where) for one in target]),
+        _encoded(encoder, english_texts),
+        batch_size=batch_size,
+        max_length=max_length,
+        seed=seed,
+    )
+
+
+def choose_from_prompts(
+    model: nn.Module,
+    target: Iterable[Encoded],
+    english: Iterable[Encoded] = (),
+    *,
+    batch_size: int = 8,
+    max_length: int = 512,
+    seed: int = 0,
+) -> LayerChoice:
+    """As `choose_layers`, from encoded prompts: those that are not English, and English ones for contrast."""
+    check_number("batch_size", batch_size, 1, whole=True)
+    check_number("max_length", max_length, 1, whole=True)
+    options = {"batch_size": batch_size, "max_length": max_length}
+    curves = {"target": EntropyCurve(question_entropies(model, target, **options))}
+    if contrast := list(english):
+        curves["english"] = EntropyCurve(question_entropies(model, contrast, **options))
+    choice = replace(find_layers(curves["target"].values, seed=seed), curves=curves)
+    if not choice.found:
+        logger.warning("layers: %s.", choice.reason)
+    return choice
+
+
+def layers(
+    model: str,
+    *,
+    data: str,
+    language: str | None = None,
+    output: str | None = None,
+    style: str | None = None,
+    limit: int = 256,
+    batch_size: int = 8,
+    max_length: int = 512,
+    seed: int = 0,
+) -> LayerChoice:
+    """`pivotune layers`: entropy of each layer, and the layers to supervise.
+
+    Args:
+        model: a run folder, or any causal LM.
+        data: examples as in training (answers are not needed); their questions are read. English counterparts and
+            English rows make the contrast.
+        language: read only this language; all but English by default.
+        output: write this path with .json, .png and .svg: curves, choice and plot.
+        style: prompt style: auto, alpaca, chat or plain; by default the one that a run was trained with.
+        limit: how many examples to draw at random; 0 takes all.
+        batch_size: prompts per forward pass.
+        max_length: tokens of a prompt that are read.
+        seed: of the drawing and of the bootstrap.
+
+    Returns:
+        The choice, which is also printed.
+    """
+    check_number("limit", limit, 0, whole=True, why="; 0 takes all examples")
+    examples = read_prompts(data)
+    run = load_run(model)
+    choice = choose_layers(
+        run.model,
+        run.tokenizer,
+        examples,
+        language=language,
+        style=style or str(run.model.pivotune_prompt_style),
+        limit=limit or None,
+        batch_size=batch_size,
+        max_length=max_length,
+        seed=seed,
+    )
+    print(table(choice))
+    if output is not None:
+        files = write_choice(choice, output, title=f"{Path(model).name}, {language or 'all but English'}")
+        print(f"Written: {', '.join(map(str, files))}")
+    return choice
+
+
+def _drawn(
+    examples: Iterable[ParallelExample], language: str | None, limit: int | None, seed: int
+) -> tuple[list[ParallelExample], list[ParallelExample]]:
+    """At most `limit` examples that are not English, and as many that are, drawn in one pass over any number."""
+    draws = [_Reservoir(limit, seed), _Reservoir(limit, seed)]
+    seen: set[str] = set()
+    for example in examples:
+        seen.add(example.language)
+        english = is_english(example.language)
+        if english or language in (None, example.language, example.language.split("-")[0]):
+            draws[english].offer(example)
+    target, contrast = (draw.kept for draw in draws)
+    if not target:
+        wanted = "that is not English" if language is None else f"in {language!r}"
+        raise PivotuneError(
+            f"layers: there is no question {wanted} (languages in the data: {', '.join(sorted(seen)) or 'none'})."
+        )
+    return target, contrast
+
+
+class _Reservoir:
+    """A uniform sample of a stream of unknown length, in the order of the stream."""
+
+    def __init__(self, size: int | None, seed: int):
+        self._size, self._draw, self._seen = size, random.Random(seed), 0
+        self._kept: list[tuple[int, Any]] = []
+
+    def offer(self, item: Any) -> None:
+        entry = (self._seen, item)
+        self._seen += 1
+        if self._size is None or len(self._kept) < self._size:
+            self._kept.append(entry)
+        elif (place := self._draw.randrange(self._seen)) < self._size:
+            self._kept[place] = entry
+
+    @property
+    def kept(self) -> list[Any]:
+        return [item for _, item in sorted(self._kept, key=lambda entry: entry[0])]
+
+
+def _encoded(encoder: PromptEncoder, texts: Iterable[tuple[Text, str]]) -> Iterator[Encoded]:
+    remaining = iter(texts)
+    while batch := list(islice(remaining, 1000)):
+        yield from encoder.tokenize([encoder.render(prompt_only(text), where) for text, where in batch])
+
+
+# Showing it ----------------------------------------------------------------------------------------------------------
+
+
+def table(choice: LayerChoice) -> str:
+    """Curves and choice as text."""
+    marks = {choice.conversion_layer: "i, conversion layer", choice.thinking_layer: "j, thinking layer"}
+    if choice.conversion_layer == choice.thinking_layer:
+        marks = {choice.conversion_layer: "i and j"}
+    lines = ["layer" + "".join(f"{name:>16}" for name in choice.curves) + "   nats, 95 % interval"]
+    for layer in range(1, len(next(iter(choice.curves.values())).mean) + 1):
+        cells = [f"{c.mean[layer - 1]:8.3f} ±{c.half_width[layer - 1]:6.3f}" for c in choice.curves.values()]
+        mark = f"  <- {marks[layer]}" if layer in marks else ""
+        lines.append(f"{layer:5}" + "".join(cells) + mark)
+    lines.append(f"{choice.reason[0].upper()}{choice.reason[1:]}.")
+    lines.append(f"conversion_layer: {choice.conversion_layer}, thinking_layer: {choice.thinking_layer}")
+    if choice.confidence is not None:
+        lines.append(f"confidence: {choice.confidence:.2f} of the resamples agree")
+    if choice.runner_up is not None:
+        lines.append("runner-up: {}, {}".format(*choice.runner_up))
+    return "\n".join(lines)
+
+
+def write_choice(choice: LayerChoice, output: str | Path, title: str = "") -> list[Path]:
+    """Write `output`.json, .png and .svg; returns the files."""
+    path = Path(str(output).removesuffix(".json"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = path.with_name(f"{path.name}.json")
+    content.write_text(json.dumps(choice.as_dict(), indent=1) + "\n", encoding="utf-8")
+    return [content, *plot(choice, path, title)]
+
+
+def plot(choice: LayerChoice, path_without_suffix: str | Path, title: str = "") -> list[Path]:
+    """The curves with their intervals, and the two layers, as PNG and SVG."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = new_figure(6.4, 4.0)
+    looks: dict[str, dict[str, Any]] = {
+        "target": {"color": "C0", "label": "target language"},
+        "english": {"color": "C7", "label": "English", "linestyle": "--"},
+    }
+    for name, curve in choice.curves.items():
+        layer, mean, half = np.arange(1, len(curve.mean) + 1), curve.mean, curve.half_width
+        axes.plot(layer, mean, marker="o", markersize=3, **looks[name])
+        axes.fill_between(layer, mean - half, mean + half, color=looks[name]["color"], alpha=0.2, linewidth=0)
+    how = "" if choice.found else ", from the paper's depths"
+    for name, chosen, color in (("i", choice.conversion_layer, "C1"), ("j", choice.thinking_layer, "C2")):
+        axes.axvline(chosen, color=color, linestyle=":", label=f"{name} = {chosen}{how}")
+    axes.set_xlabel("layer")
+    axes.set_ylabel("entropy of the logit lens, nats")
+    axes.set_title(title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return save(figure, path_without_suffix)
+
+
+# The rule ------------------------------------------------------------------------------------------------------------
+
+
+def find_layers(values: np.ndarray, *, seed: int = 0) -> LayerChoice:
+    """The two layers from entropies alone.
+
+    Args:
+        values: (N, L), the entropy of each example at each layer; or (L,), a single curve.
+        seed: of the bootstrap.
+
+    Returns:
+        The choice. Where no two drops are found, the fallback, `found` being False; warning of it is up to the caller.
+    """
+    values = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    examples, layers = values.shape
+    curve = values.mean(axis=0)
+    fallback = fallback_layers(layers)
+
+    def not_found(why: str, confidence: float | None) -> LayerChoice:
+        depth = f"the paper's relative depths, 2/32 and 15/32, give {fallback[0]} and {fallback[1]} of {layers}"
+        return LayerChoice(*fallback, confidence, None, False, f"no two drops: {why}; {depth}")
+
+    if layers < FEWEST_LAYERS:
+        return not_found(f"the model has {layers} layers, too few to tell a plateau from a slope", None)
+    shapes = _Shapes(layers)
+    error_P, without = shapes.errors(curve[None])
+    best = int(error_P[0].argmin())
+    why = _shape_problem(curve, error_P[0, best], float(without[0]))
+    if not why:
+        why = _spread_problem(values, shapes.drops(curve, best))
+
+    confidence = None
+    if examples > 1:
+        draw = np.random.default_rng(seed)
+        counts = draw.multinomial(examples, np.full(examples, 1 / examples), size=RESAMPLES)
+        resampled = counts @ values / examples
+        errors_BP, without_B = shapes.errors(resampled)
+        chosen_B = errors_BP.argmin(axis=1)
+        valid_B = np.array(
+            [
+                not _shape_problem(one, errors[pair], float(other))
+                for one, errors, pair, other in zip(resampled, errors_BP, chosen_B, without_B, strict=True)
+            ]
+        )
+        near_B = (np.abs(shapes.pairs[chosen_B] - shapes.pairs[best]) <= 1).all(axis=1)
+        confidence = float(np.mean(~valid_B if why else valid_B & near_B))
+    if why:
+        return not_found(why, confidence)
+
+    i, j = map(int, shapes.pairs[best])
+    others = (np.abs(shapes.pairs - (i, j)) > 1).any(axis=1) & np.isfinite(error_P[0])
+    runner_up = None
+    if others.any():
+        second = shapes.pairs[np.where(others, error_P[0], np.inf).argmin()]
+        runner_up = (int(second[0]), int(second[1]))
+    a, b, c = shapes.levels(curve, best)
+    reason = (
+        f"entropy falls from {a:.2f} to {b:.2f} nats by layer {i}, stays there up to layer {j}, and falls again to "
+        f"{c:.2f}"
+    )
+    return LayerChoice(i, j, confidence, runner_up, True, reason)
+
+
+def fallback_layers(layers: int) -> tuple[int, int]:
+    """The paper's layers, 2 and 15 of 32, at the same relative depth of a model with this many layers."""
+    conversion = max(1, round(CONVERSION_DEPTH * layers))
+    return conversion, max(conversion, round(THINKING_DEPTH * layers))
+
+
+def _shape_problem(curve: np.ndarray, error: float, without: float) -> str:
+    """Why a curve has no two drops; empty where it has. `without`: the error of the best shape without a plateau."""
+    span = float(np.ptp(curve))
+    if span <= FLATTEST * float(curve.max()):
+        return f"the curve is flat ({curve.min():.2f} to {curve.max():.2f} nats)"
+    if not np.isfinite(error):
+        return f"at no pair of layers does entropy fall twice by a tenth of its range ({span:.2f} nats)"
+    negligible = len(curve) * (NEGLIGIBLE * span) ** 2
+    if without + negligible < ADVANTAGE * (error + negligible):
+        return "a curve without a plateau between two drops fits about as well"
+    return ""
+
+
+def _spread_problem(values: np.ndarray, weights_2L: np.ndarray) -> str:
+    """Whether a drop's 95 % interval over examples reaches zero; each drop is a weighted sum over layers."""
+    if len(values) < 2:
+        return ""
+    drops_N2 = values @ weights_2L.T
+    half = stats.t.ppf(0.975, len(values) - 1) * drops_N2.std(axis=0, ddof=1) / len(values) ** 0.5
+    for name, mean, width in zip(("first", "second"), drops_N2.mean(axis=0), half, strict=True):
+        if mean - width <= 0:
+            return f"the {name} drop, {mean:.2f} nats, is within the spread of the examples (± {width:.2f})"
+    return ""
+
+
+class _Shapes:
+    """Least squares over all two-drop curves of L layers, and over the shapes without a plateau.
+
+    Each shape is a basis of three functions of the layer, scaled by its levels, so a fit is a 3 x 3 system.
+
+    Attributes:
+        pairs: (P, 2) all (i, j) with 2 <= i < j < L.
+    """
+
+    def __init__(self, layers: int):
+        self.layers = layers
+        self.pairs = np.array([(i, j) for i in range(2, layers - 1) for j in range(i + 1, layers)])
+
+    def errors(self, curves_BL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Squared errors: of the best two-drop curve at each pair, (B, P), infinite where none has drops that are
+        large enough; and of the best curve without a plateau, (B,)."""
+        smallest_B = SMALLEST_DROP * np.ptp(curves_BL, axis=1)
+        two = []
+        for pair in self.pairs:
+            error_CB, levels_CB3 = _fit(self._bases(*pair), curves_BL)
+            a, b, c = np.moveaxis(levels_CB3, -1, 0)
+            large = (a - b >= smallest_B) & (b - c >= smallest_B)
+            two.append(np.where(large, error_CB, np.inf).min(axis=0))
+        without = np.concatenate([_fit(bases, curves_BL)[0] for bases in self._without_plateau()])
+        return np.stack(two, axis=1), without.min(axis=0)
+
+    def levels(self, curve: np.ndarray, pair: int) -> np.ndarray:
+        """(a, b, c) of the best curve at a pair."""
+        error, levels = _fit(self._bases(*self.pairs[pair]), curve[None])
+        return levels[error[:, 0].argmin(), 0]
+
+    def drops(self, curve: np.ndarray, pair: int) -> np.ndarray:
+        """(2, L): the weights that turn a curve into its two drops, a - b and b - c, with the knots fixed."""
+        bases = self._bases(*self.pairs[pair])
+        basis = bases[_fit(bases, curve[None])[0][:, 0].argmin()]
+        return np.array([[1, -1, 0], [0, 1, -1]]) @ np.linalg.pinv(basis)
+
+    def _bases(self, i: int, j: int) -> np.ndarray:
+        """(C, L, 3): levels a, b, c for every end k of the second drop."""
+        layer = np.arange(1, self.layers + 1)
+        return np.stack([_basis(layer < i, np.clip((layer - j) / (k - j), 0, 1)) for k in range(j + 1, len(layer) + 1)])
+
+    def _without_plateau(self) -> Iterator[np.ndarray]:
+        """Bases, (C, L, 3): what else may look like two drops."""
+        layer = np.arange(1, self.layers + 1)
+        for k in range(3, len(layer) + 1):
+            # One drop: level, straight fall, level. Its third level is unused: a column of zeros.
+            yield np.stack(
+                [_basis(layer < 0, np.clip((layer - j) / (k - j), 0, 1)) for j in range(1, k)],
+            )
+            # A step, then a fall at once.
+            yield np.stack([_basis(layer < i, np.clip((layer - i) / (k - i), 0, 1)) for i in range(2, k)])
+            # A fall at two rates: from layer 1 to m, and on to k.
+            rates = []
+            for m in range(2, k):
+                first = np.clip((m - layer) / (m - 1), 0, 1)
+                last = np.clip((layer - m) / (k - m), 0, 1)
+                rates.append(np.stack([first, 1 - first - last, last], axis=1))
+            yield np.stack(rates)
+
+
+def _basis(before: np.ndarray, fallen: np.ndarray) -> np.ndarray:
+    """(L, 3): 1 before the first drop; the plateau's share; the last level's share, 0 to 1 through the second drop."""
+    return np.stack([before, ~before * (1 - fallen), ~before * fallen], axis=1).astype(np.float64)
+
+
+def _fit(bases_CL3: np.ndarray, curves_BL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares of every curve in every basis: squared errors (C, B) and levels (C, B, 3)."""
+    centre_B = curves_BL.mean(axis=1)  # every basis holds the constant; without it nothing cancels
+    centred_BL = curves_BL - centre_B[:, None]
+    inverse_C3L = np.linalg.pinv(bases_CL3)
+    levels_CB3 = np.einsum("ckl,bl->cbk", inverse_C3L, centred_BL)
+    projected_CB3 = np.einsum("clk,bl->cbk", bases_CL3, centred_BL)
+    error_CB = (centred_BL**2).sum(axis=1) - (levels_CB3 * projected_CB3).sum(axis=-1)
+    return np.maximum(error_CB, 0.0), levels_CB3 + centre_B[:, None]

@@ -1,0 +1,152 @@
+"""Entropy of the logit lens against its slow reference, and what it leaves untouched."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import tracemalloc
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from scipy import stats
+
+from pivotune.anatomy import Anatomy
+from pivotune.data import Encoded
+from pivotune.errors import PivotuneError
+from pivotune.lens.entropy import EntropyCurve, question_entropies, token_entropy
+from tests.families import FAMILIES, VOCAB, tiny
+from tests.reference.lens_entropy import entropy, lens_entropy
+
+
+def prompts(count: int = 5, seed: int = 0) -> list[Encoded]:
+    draw = random.Random(seed)
+    made = []
+    for _ in range(count):
+        ids = [draw.randrange(3, VOCAB) for _ in range(draw.randint(4, 14))]
+        start = draw.randrange(len(ids) - 1)
+        made.append(Encoded(ids, [], start, draw.randint(start + 1, len(ids))))
+    return made
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_the_reference(family: str) -> None:
+    model, texts = tiny(family), prompts()
+    got = question_entropies(model, texts, batch_size=3)
+    want = [lens_entropy(model, one.prompt_ids, (one.question_start, one.question_end)) for one in texts]
+    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_layer_is_the_models_own_output(family: str) -> None:
+    model = tiny(family)
+    (one,) = prompts(1)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([one.prompt_ids])).logits[0, one.question_start : one.question_end]
+    own = torch.distributions.Categorical(logits=logits).entropy().mean()
+    assert question_entropies(model, [one])[0, -1] == pytest.approx(own.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_low_precision(dtype: torch.dtype) -> None:
+    want = question_entropies(tiny("llama", dtype=torch.float64), prompts())
+    got = question_entropies(tiny("llama", dtype=dtype), prompts())
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got, want, rtol=1e-5 if dtype is torch.float32 else 0.1)
+
+
+@pytest.mark.parametrize("logits_per_chunk", [1, VOCAB, 3 * VOCAB + 1, 2**25])
+def test_chunks_change_nothing(logits_per_chunk: int) -> None:
+    logits = torch.randn(10, VOCAB, dtype=torch.float64) * 4
+    sizes = []
+
+    def readout(states: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(states))
+        return states
+
+    got = token_entropy(logits, readout, vocab_size=VOCAB, logits_per_chunk=logits_per_chunk)
+    want = [entropy(row.tolist()) for row in logits.softmax(dim=-1)]
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+    assert max(sizes) <= max(1, logits_per_chunk // VOCAB)
+
+
+def test_extremes() -> None:
+    certain, uniform = torch.zeros(8), torch.zeros(8)
+    certain[3] = 1e4
+    masked = torch.tensor([0.0, 0.0] + [-torch.inf] * 6)
+    got = token_entropy(torch.stack([certain, uniform, masked]), lambda x: x, vocab_size=8)
+    np.testing.assert_allclose(got, [0.0, math.log(8), math.log(2)], rtol=1e-6)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = get_peft_model(tiny("llama"), LoraConfig(r=2, lora_dropout=0.5, target_modules=["q_proj"]))
+    model.train()
+    model.get_base_model().model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    got = question_entropies(model, prompts())
+    np.testing.assert_allclose(got, question_entropies(tiny("llama"), prompts()), rtol=1e-12)  # a new adapter is silent
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(layer._forward_hooks for layer in Anatomy(model).layers)
+
+
+def test_one_forward_per_batch() -> None:
+    model, calls = tiny("llama"), []
+    model.model.register_forward_hook(lambda module, args, output: calls.append(1))
+    question_entropies(model, iter(prompts(7)), batch_size=3)
+    assert len(calls) == 3
+
+
+def test_memory_does_not_grow_with_the_examples() -> None:
+    model = tiny("llama", dtype=torch.float32)
+
+    def peak(count: int) -> int:
+        def stream() -> Iterator[Encoded]:
+            for _ in range(count):
+                yield Encoded([5, 6, 7, 8] * 8, [], 2, 32)
+
+        tracemalloc.start()
+        question_entropies(model, stream(), batch_size=4)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(8)
+    per_example = (peak(400) - peak(40)) / 360
+    assert per_example < 1000  # bytes: the example's entropies, nothing of its states
+
+
+def test_long_prompts_are_cut_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny("llama")
+    long = Encoded(list(range(3, 23)), [], 2, 20)
+    late = Encoded(list(range(3, 23)), [], 12, 20)
+    with caplog.at_level(logging.WARNING):
+        got = question_entropies(model, [long, late], max_length=10)
+    np.testing.assert_allclose(got, [lens_entropy(model, long.prompt_ids, (2, 10))], rtol=1e-9)
+    assert "1 questions were read up to token 10 only, and 1 begin later and were left out" in caplog.text
+
+
+def test_nothing_to_read_and_no_number() -> None:
+    with pytest.raises(PivotuneError, match="there is no question to read"):
+        question_entropies(tiny("llama"), [])
+    model = tiny("llama")
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight.fill_(torch.nan)
+    with pytest.raises(PivotuneError, match="the entropy at layer 3 is no number"):
+        question_entropies(model, prompts())
+
+
+def test_the_interval_is_students() -> None:
+    values = np.random.default_rng(0).normal(5, 1, size=(12, 3))
+    curve = EntropyCurve(values)
+    for layer in range(3):
+        low, high = stats.ttest_1samp(values[:, layer], 0).confidence_interval(0.95)
+        assert curve.mean[layer] - curve.half_width[layer] == pytest.approx(low)
+        assert curve.mean[layer] + curve.half_width[layer] == pytest.approx(high)
+    single = EntropyCurve(values[:1])
+    assert np.isnan(single.half_width).all()
+    assert single.as_dict()["low"] is None
