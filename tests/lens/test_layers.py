@@ -18,8 +18,9 @@ from pivotune.config import RunConfig
 from pivotune.data import ParallelExample, read_examples
 from pivotune.errors import PivotuneError
 from pivotune.lens import LayerChoice, choose_layers, find_layers
-from pivotune.lens.layers import fallback_layers, table, write_choice
+from pivotune.lens.layers import table, write_choice
 from pivotune.methods import DeepSupervision, DeepSupervisionConfig
+from pivotune.methods.deep_supervision import paper_layers
 from pivotune.training import train
 from tests.families import tiny
 from tests.runs import configuration, rows, write_base, write_rows
@@ -122,7 +123,7 @@ WITHOUT = {
 def test_without_two_drops_the_papers_depths(name: str, layers: int, fallback: tuple[int, int]) -> None:
     choice = find_layers(WITHOUT[name](layers))
     assert not choice.found
-    assert (choice.conversion_layer, choice.thinking_layer) == fallback == fallback_layers(layers)
+    assert (choice.conversion_layer, choice.thinking_layer) == fallback == paper_layers(layers)
     assert choice.reason.startswith("no two drops: ")
     assert f"give {fallback[0]} and {fallback[1]} of {layers}" in choice.reason
 

@@ -33,11 +33,9 @@ from pivotune.data.prompts import prompt_only
 from pivotune.errors import PivotuneError, check_number
 from pivotune.lens.entropy import EntropyCurve, question_entropies
 from pivotune.lens.plots import new_figure, save
+from pivotune.methods.deep_supervision import paper_layers
 
 logger = logging.getLogger(__name__)
-
-CONVERSION_DEPTH, THINKING_DEPTH = 2 / 32, 15 / 32
-"""What the paper found in LLaMA-2-7B, as parts of the depth."""
 
 SMALLEST_DROP = 0.1
 """Of the curve's range: each drop must be at least as large."""
@@ -331,7 +329,7 @@ def find_layers(values: np.ndarray, *, seed: int = 0) -> LayerChoice:
     values = np.atleast_2d(np.asarray(values, dtype=np.float64))
     examples, layers = values.shape
     curve = values.mean(axis=0)
-    fallback = fallback_layers(layers)
+    fallback = paper_layers(layers)
 
     def not_found(why: str, confidence: float | None) -> LayerChoice:
         depth = f"the paper's relative depths, 2/32 and 15/32, give {fallback[0]} and {fallback[1]} of {layers}"
@@ -376,12 +374,6 @@ def find_layers(values: np.ndarray, *, seed: int = 0) -> LayerChoice:
         f"{c:.2f}"
     )
     return LayerChoice(i, j, confidence, runner_up, True, reason)
-
-
-def fallback_layers(layers: int) -> tuple[int, int]:
-    """The paper's layers, 2 and 15 of 32, at the same relative depth of a model with this many layers."""
-    conversion = max(1, round(CONVERSION_DEPTH * layers))
-    return conversion, max(conversion, round(THINKING_DEPTH * layers))
 
 
 def _shape_problem(curve: np.ndarray, error: float, without: float) -> str:

@@ -27,6 +27,7 @@ from pivotune.methods.base import Batch, Method, Pass, Wants, pair_rows, unobtru
 from pivotune.taps import Tap
 
 Signal = Literal["logits", "feature", "off"]
+TERMS = ("language_conversion", "english_thinking")
 
 
 @dataclass
@@ -216,16 +217,20 @@ def _own_positions(name: str, batch: Batch) -> tuple[Tensor, Tensor]:
     return batch["prompt_length"] - 1, (batch["labels"] != IGNORE).sum(dim=1)
 
 
+def paper_layers(num_layers: int) -> tuple[int, int]:
+    """The paper's layers, 2 and 15 of LLaMA-2-7B's 32, at the same relative depth of a model with this many layers."""
+    conversion = max(1, round(num_layers * 2 / 32))
+    return conversion, max(conversion, round(num_layers * 15 / 32))
+
+
 def _resolve(config: DeepSupervisionConfig, anatomy: Anatomy) -> tuple[_Supervised, ...]:
     """The terms that are on, with their layers checked."""
     check_choice("deep_supervision.reading", config.reading, ("teacher_forced", "position_wise"))
     check_choice("deep_supervision.pooling", config.pooling, ("mean", "last_token"))
     check_flags("deep_supervision", config, ["stop_gradient", "final_norm"])
     terms = []
-    for name, short, fraction in (
-        ("language_conversion", "conversion", 2 / 32),
-        ("english_thinking", "thinking", 15 / 32),
-    ):
+    suggested = paper_layers(anatomy.num_layers)
+    for name, short, suggestion in zip(TERMS, ("conversion", "thinking"), suggested, strict=True):
         signal, weight = getattr(config, name), getattr(config, f"{short}_weight")
         check_choice(f"deep_supervision.{name}", signal, get_args(Signal))
         if signal == "off":
@@ -233,7 +238,6 @@ def _resolve(config: DeepSupervisionConfig, anatomy: Anatomy) -> tuple[_Supervis
         check_number(f"deep_supervision.{short}_weight", weight, 0, why="; 0 only measures")
         layer, option = getattr(config, f"{short}_layer"), f"deep_supervision.{short}_layer"
         if layer is None or layer == "auto":
-            suggestion = max(1, round(fraction * anatomy.num_layers))
             raise PivotuneError(
                 f"{option}: got {layer!r}, but the method needs a number in 1..{anatomy.num_layers}. `pivotune train` "
                 "finds it where the option is auto; in Python, pivotune.lens.choose_layers does. The paper's choice "
