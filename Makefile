@@ -1,8 +1,8 @@
 # Needs Python >= 3.11 (with venv and pip) and make, nothing else. `make help` lists the targets.
 
 PYTHON ?= python3
-# Test processes beside the first one. 0 is fastest while the suite is short: each imports torch for itself (seconds).
-WORKERS ?= 0
+# Test processes, each computing on one thread; 0 tests in the first process itself.
+WORKERS ?= 2
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -22,7 +22,7 @@ demo: $(STAMP) ## the whole story on this machine: a miniature model, trained an
 	$(BIN)/pivotune demo
 
 # One thread per process: the same sums in the same order on every machine, and no fight over the cores.
-test: $(STAMP) ## run the tests (WORKERS=2 in parallel, PYTEST_ARGS="-m 'not slow'" adds options)
+test: $(STAMP) ## run the tests (WORKERS=0 in one process, PYTEST_ARGS="-m 'not slow'" adds options)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(STAMP) ## check style, formatting and types
