@@ -173,3 +173,19 @@ def test_pool_span_ignores_what_is_outside(how):
     hidden = torch.randn(1, 5, D)
     hidden[0, 3:] = float("nan")  # padding may hold anything
     assert torch.isfinite(pool_span(hidden, torch.tensor([1]), torch.tensor([3]), how)).all()
+
+
+def test_256k_logits_are_never_held_for_more_than_a_chunk():
+    vocab, rows = 256_000, 300
+    hidden = torch.randn(rows, 4, requires_grad=True)
+    head = torch.nn.Linear(4, vocab, bias=False)
+    held: list[int] = []
+
+    def readout(states):
+        held.append(len(states))
+        return head(states)
+
+    targets = torch.randint(vocab, (rows,))
+    loss = chunked_cross_entropy(hidden, targets, readout, list(head.parameters()), vocab_size=vocab)
+    assert sum(held) == rows and max(held) * vocab <= 2**25 < rows * vocab
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(head(hidden), targets, reduction="sum"))

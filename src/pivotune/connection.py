@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from pivotune.anatomy import Anatomy
 from pivotune.errors import PivotuneError
 from pivotune.methods.cc_tuning import CCTuning, CCTuningConfig, DecisionMaker
-from pivotune.taps import Injection, Tap
+from pivotune.taps import Injection, Tap, evaluating
 
 Mode = Literal["none", "english", "matrix"]
 
@@ -337,25 +337,20 @@ def fit_transform_matrix(
 
     anatomy, shared = method.anatomy, config.matrix == "shared"
     device = method.decision_maker.weight.device
-    training = method.training
-    method.eval()
 
     def activations(indices: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(indices), batch_size):
             batch = collator([dataset[i] for i in indices[start : start + batch_size]])
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            with torch.no_grad():
-                out = method(batch, activations=True)
+            out = method(batch, activations=True)
             yield out["target"].transpose(0, 1), out["english"].transpose(0, 1)  # (L, B, d)
 
-    try:
+    with evaluating(method):
         equations = NormalEquations(1 if shared else anatomy.num_layers, anatomy.hidden_size, device)
         for source, target in activations(fitted):
             equations.add(*((x.flatten(0, 1)[None] if shared else x) for x in (source, target)))
         weight = equations.solve(config.ridge)
         r2, r2_per_layer = _r_squared(weight, activations(held))
-    finally:
-        method.train(training)
     report = {
         "pairs": len(fitted),
         "held_out_pairs": len(held),

@@ -21,6 +21,7 @@ from transformers.utils.logging import tqdm
 from pivotune.anatomy import unwrap
 from pivotune.checkpoint import load_run
 from pivotune.connection import Connection, Mode, connect
+from pivotune.data.collate import padding_id
 from pivotune.data.examples import ParallelExample, Text, is_english
 from pivotune.data.prompts import PromptEncoder, prompt_only
 from pivotune.data.sources import read_prompts
@@ -90,10 +91,10 @@ def generate_texts(
     encoder = PromptEncoder(tokenizer, style)
     prompts = _encode(encoder, questions)
     english = _encode(encoder, _english_of(questions)) if connection == "english" else None
-    device = next(model.parameters()).device
+    device, pad = next(model.parameters()).device, padding_id(tokenizer)
     connected = torch.tensor([not (isinstance(q, ParallelExample) and is_english(q.language)) for q in questions])
     is_connected = "generate" in vars(unwrap(model))
-    options = {"pad_token_id": _pad(tokenizer), "do_sample": False, **generate_options}
+    options = {"pad_token_id": pad, "do_sample": False, **generate_options}
     if not {"max_new_tokens", "max_length", "generation_config"} & set(options):
         options["max_new_tokens"] = 64
     if connection is not None and (is_connected or connection != "none"):
@@ -104,9 +105,9 @@ def generate_texts(
     starts = range(0, len(order), batch_size)
     for start in tqdm(starts, desc="generating", unit="batch", disable=not progress):
         rows = order[start : start + batch_size]
-        inputs = _left_padded([prompts[i] for i in rows], _pad(tokenizer), device)
+        inputs = _left_padded([prompts[i] for i in rows], pad, device)
         if english is not None:
-            pairs = _left_padded([english[i] for i in rows], _pad(tokenizer), device)
+            pairs = _left_padded([english[i] for i in rows], pad, device)
             inputs |= {f"english_{name}": tensor for name, tensor in pairs.items()}
         if is_connected:
             inputs["connected"] = connected[rows].to(device)
@@ -230,10 +231,6 @@ def _encode(encoder: PromptEncoder, questions: Sequence[Question]) -> list[list[
         for number, q in enumerate(questions, start=1)
     ]
     return [encoded.prompt_ids for encoded in encoder.tokenize(rendered)]
-
-
-def _pad(tokenizer: Any) -> int:
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def _left_padded(rows: list[list[int]], pad: int, device: torch.device) -> dict[str, Tensor]:

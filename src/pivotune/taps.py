@@ -12,8 +12,8 @@ each checkpointed layer's checkpoint function is wrapped to put that layer's hoo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -166,3 +166,16 @@ class _Hooked:
 def _hidden_of(output: Any) -> Tensor:
     """Some layers return a tuple whose first item is the residual stream."""
     return output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without gradient and dropout; every module is left in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -68,6 +68,12 @@ def test_every_family_in_float32(family):
     assert_parity(tiny(family, dtype=torch.float32), random_batch(2), options, rtol=1e-5)
 
 
+def test_gemma2_with_its_whole_vocabulary():
+    """256k pieces: the logits of both terms and of the answer are read in chunks, and nothing else changes."""
+    model = tiny("gemma2", vocab_size=256_000)
+    assert_parity(model, random_batch(1), dict(LAYERS), rtol=1e-9)
+
+
 @pytest.mark.parametrize("signal", ["logits", "feature"])
 @pytest.mark.parametrize("layers", [(1, 1), (3, 3), (4, 4), (4, 1)], ids=str)
 def test_any_layers(layers, signal):

@@ -47,10 +47,7 @@ class ParallelCollator:
     @classmethod
     def for_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> ParallelCollator:
         """Pad with the tokenizer's pad token or, as many base models have none, its EOS token."""
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        if pad is None:
-            raise PivotuneError("tokenizer: pad_token and eos_token are None; set tokenizer.eos_token")
-        return cls(pad)
+        return cls(padding_id(tokenizer))
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         pairs = [index for index, row in enumerate(rows) if row["english_prompt_ids"] is not None]
@@ -60,19 +57,31 @@ class ParallelCollator:
         labels = [[IGNORE] * row["prompt_length"] + list(row["input_ids"][row["prompt_length"] :]) for row in rows]
         prompts = [row["english_prompt_ids"] for row in english]
         return {
-            "input_ids": _pad(inputs, self.pad_token_id),
-            "attention_mask": _pad([[1] * len(ids) for ids in inputs], 0),
-            "labels": _pad(labels, IGNORE),
+            "input_ids": right_padded(inputs, self.pad_token_id),
+            "attention_mask": right_padded([[1] * len(ids) for ids in inputs], 0),
+            "labels": right_padded(labels, IGNORE),
             "prompt_length": _column(rows, "prompt_length"),
             "question_start": _column(rows, "question_start"),
             "question_end": _column(rows, "question_end"),
             "pair_row": torch.tensor(pairs or [-1]),
-            "english_input_ids": _pad(prompts, self.pad_token_id),
-            "english_attention_mask": _pad([[1] * len(ids) for ids in prompts], 0),
+            "english_input_ids": right_padded(prompts, self.pad_token_id),
+            "english_attention_mask": right_padded([[1] * len(ids) for ids in prompts], 0),
             "english_question_start": _column(english, "english_question_start"),
             "english_question_end": _column(english, "english_question_end"),
-            "english_answer_ids": _pad(english_answers, IGNORE),
+            "english_answer_ids": right_padded(english_answers, IGNORE),
         }
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The pad token or, where there is none, the EOS token.
+
+    Raises:
+        PivotuneError: the tokenizer has neither.
+    """
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if pad is None:
+        raise PivotuneError("tokenizer: pad_token and eos_token are None; set tokenizer.eos_token")
+    return int(pad)
 
 
 def _dummy(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +93,7 @@ def _dummy(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+def right_padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     """(number of rows, longest row) long."""
     longest = max(len(row) for row in rows)
     return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.long)

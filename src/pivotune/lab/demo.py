@@ -29,6 +29,7 @@ from pivotune.generation import generate_texts, load
 from pivotune.lab.base import base_path
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.world import World
+from pivotune.lens.plots import new_figure, save
 from pivotune.methods import DeepSupervision, DeepSupervisionConfig
 from pivotune.training import train
 
@@ -128,7 +129,7 @@ def demo(output: str = "runs/demo", languages: str = "zh,vi,ar", epochs: float =
     (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
     tables = [_table(scores, markdown=True), _table(states, markdown=True)]
     (folder / "tables.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
-    _plot(results, folder / "demo.png")
+    _plot(results, folder / "demo")
     seconds = time.monotonic() - started
     print(f"\n{seconds:.0f} seconds. Picture: {folder / 'demo.png'}. Numbers: {folder / 'results.json'}.")
 
@@ -217,13 +218,8 @@ def _table(cells: dict[str, dict[str, str]], markdown: bool = False) -> str:
 
 
 def _plot(results: dict[str, dict[str, Score]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     languages = list(next(iter(results.values())))
-    figure, axes = plt.subplots(figsize=(10, 4.5), layout="constrained")
+    figure, axes = new_figure(10, 4.5)
     width = 0.8 / len(results)
     for k, (name, scores) in enumerate(results.items()):
         at = [x + (k - (len(results) - 1) / 2) * width for x in range(len(languages))]
@@ -233,16 +229,10 @@ def _plot(results: dict[str, dict[str, Score]], path: Path) -> None:
             [s - low for s, (low, _) in zip(shares, bounds, strict=True)],
             [high - s for s, (_, high) in zip(shares, bounds, strict=True)],
         ]
-        axes.bar(
-            at, shares, width, yerr=errors, capsize=2, label=name, color=plt.get_cmap("tab10")(k), error_kw={"lw": 1}
-        )
+        axes.bar(at, shares, width, yerr=errors, capsize=2, label=name, color=f"C{k}", error_kw={"lw": 1})
     axes.set_xticks(range(len(languages)), [NAMES[language] for language in languages])
     axes.set_ylabel("exact match, %")
     axes.set_ylim(0, 104)
     axes.set_title("Facts met in English only, asked in each language (bars: 95 % intervals)")
     axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.savefig(path, dpi=150)
-    figure.savefig(path.with_suffix(".svg"))
-    plt.close(figure)
+    save(figure, path)

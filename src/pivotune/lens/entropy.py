@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -26,7 +25,7 @@ from pivotune.anatomy import Anatomy
 from pivotune.data import Encoded
 from pivotune.errors import PivotuneError
 from pivotune.losses import LOGITS_PER_CHUNK
-from pivotune.taps import Tap
+from pivotune.taps import Tap, evaluating
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +53,6 @@ def token_entropy(
     return torch.cat(found)
 
 
-@torch.no_grad()
 def question_entropies(
     model: nn.Module, prompts: Iterable[Encoded], *, batch_size: int = 8, max_length: int = 512
 ) -> np.ndarray:
@@ -87,7 +85,7 @@ def question_entropies(
             yield prompt
 
     remaining = fitting()
-    with _evaluating(model):
+    with evaluating(model):
         while batch := list(islice(remaining, batch_size)):
             rows.append(_batch_entropies(anatomy, batch, max_length))
     if cut or left_out:
@@ -135,18 +133,6 @@ def _right_padded(batch: list[Encoded], max_length: int) -> tuple[Tensor, Tensor
         mask[row, : len(kept)] = 1
         question[row, prompt.question_start : prompt.question_end] = True
     return ids, mask, question
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout; afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @dataclass(frozen=True, eq=False)

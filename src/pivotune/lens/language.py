@@ -28,11 +28,13 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from pivotune.anatomy import Anatomy
+from pivotune.data.collate import right_padded
 from pivotune.data.examples import ParallelExample
 from pivotune.data.prompts import PromptEncoder, prompt_only
 from pivotune.errors import PivotuneError, check_number
-from pivotune.lens.similarity import evaluating, every_layer
+from pivotune.lens.similarity import every_layer
 from pivotune.losses import LOGITS_PER_CHUNK
+from pivotune.taps import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -326,10 +328,10 @@ def _layer_masses(
     anatomy: Anatomy, items: Sequence[_Item], num_categories: int, final_norm: bool, logits_per_chunk: int
 ) -> Tensor:
     """Probability mass per prompt, layer and category: (B, L, C) in float64, C the last being the rest."""
-    input_ids = _padded([item.prompt_ids for item in items], 0)
-    mask = _padded([[1] * len(item.prompt_ids) for item in items], 0)
-    ids_BK, categories_BK = _padded([i.ids for i in items], 0), _padded([i.categories for i in items], 0)
-    counted_BK = _padded([[1] * len(item.ids) for item in items], 0)
+    input_ids = right_padded([item.prompt_ids for item in items], 0)
+    mask = right_padded([[1] * len(item.prompt_ids) for item in items], 0)
+    ids_BK, categories_BK = right_padded([i.ids for i in items], 0), right_padded([i.categories for i in items], 0)
+    counted_BK = right_padded([[1] * len(item.ids) for item in items], 0)
     hidden = every_layer(anatomy, input_ids, mask)
     last_B = mask.sum(dim=1) - 1
     row_B = torch.arange(len(items))
@@ -359,11 +361,6 @@ def _layer_masses(
 
 def _at(states_BTd: Tensor, row_B: Tensor, position_B: Tensor) -> Tensor:
     return states_BTd[row_B.to(states_BTd.device), position_B.to(states_BTd.device)]
-
-
-def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows], dtype=torch.long)
 
 
 class _RunningMass:

@@ -21,8 +21,7 @@ Shapes in names: B rows, T tokens, L layers, N pairs, d hidden size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -32,7 +31,7 @@ from torch import Tensor, nn
 from pivotune.anatomy import Anatomy
 from pivotune.errors import PivotuneError, check_choice, check_number
 from pivotune.losses import pool_span
-from pivotune.taps import Tap
+from pivotune.taps import Tap, evaluating
 
 Pooling = Literal["mean", "last_token"]
 
@@ -271,19 +270,6 @@ class LinearCKA:
 
 
 # The passes ----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without gradient and dropout; every module is left in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def every_layer(anatomy: Anatomy, input_ids: Tensor, attention_mask: Tensor) -> dict[int, Tensor]:
