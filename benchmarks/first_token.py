@@ -9,13 +9,10 @@ prompt at a time as it does.
 
 from __future__ import annotations
 
-import argparse
-
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from benchmarks.timing import interleaved, ratios, where
+from benchmarks.timing import DEVICE, interleaved, options, random_llama, ratios, where
 from pivotune.anatomy import Anatomy
 from pivotune.connection import Connection, connect
 from pivotune.methods import CCTuningConfig
@@ -23,29 +20,15 @@ from pivotune.taps import Injection, Tap
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option, default in (("batch", 16), ("prompt", 256), ("hidden", 512), ("layers", 12), ("repeats", 7)):
-        parser.add_argument(f"--{option}", type=int, default=default)
-    args = parser.parse_args()
+    args = options(__doc__, batch=16, prompt=256, hidden=512, layers=12, repeats=7)
     logging.set_verbosity_error()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=args.hidden,
-        intermediate_size=4 * args.hidden,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.hidden // 64,
-        vocab_size=8000,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    model = LlamaForCausalLM(config).to(device).eval()
+    model = random_llama(args.hidden, args.layers, vocab=8000).eval()
     anatomy = Anatomy(model)
     d, L = anatomy.hidden_size, anatomy.num_layers
     connection = Connection(model, CCTuningConfig(), torch.randn(L, d), torch.randn(d, d) / d**0.5)
     connect(model, connection)
-    ids = torch.randint(3, 8000, (args.batch, args.prompt), device=device)
-    last = torch.full((args.batch,), args.prompt - 1, device=device)
+    ids = torch.randint(3, 8000, (args.batch, args.prompt), device=DEVICE)
+    last = torch.full((args.batch,), args.prompt - 1, device=DEVICE)
 
     def generate(ids: torch.Tensor, mode: str) -> torch.Tensor:
         mask = torch.ones_like(ids)

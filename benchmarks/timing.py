@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import platform
 import statistics
 import subprocess
@@ -10,6 +11,30 @@ from collections.abc import Callable
 
 import torch
 import transformers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def options(description: str | None, **defaults: int) -> argparse.Namespace:
+    """The command line of a benchmark: whole numbers with defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for option, default in defaults.items():
+        parser.add_argument(f"--{option}", type=int, default=default)
+    return parser.parse_args()
+
+
+def random_llama(hidden: int, layers: int, vocab: int) -> LlamaForCausalLM:
+    """An untrained Llama with heads of 64, on the GPU if there is one."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        vocab_size=vocab,
+    )
+    return LlamaForCausalLM(config).to(DEVICE)
 
 
 def interleaved(candidates: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:

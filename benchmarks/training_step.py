@@ -8,13 +8,11 @@ share is printed apart: the logits signal reads it once per English token, witho
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.timing import interleaved, ratios, where
+from benchmarks.timing import DEVICE, interleaved, options, random_llama, ratios, where
 from pivotune.methods import (
     SFT,
     CCTuning,
@@ -24,27 +22,15 @@ from pivotune.methods import (
     DeepSupervisionConfig,
     Method,
 )
+from pivotune.methods.deep_supervision import paper_layers
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options = {"batch": 8, "question": 96, "answer": 96, "hidden": 512, "layers": 16, "vocab": 32000, "repeats": 7}
-    for option, default in options.items():
-        parser.add_argument(f"--{option}", type=int, default=default)
-    args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=args.hidden,
-        intermediate_size=4 * args.hidden,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.hidden // 64,
-        vocab_size=args.vocab,
-    )
-    model = LlamaForCausalLM(config).to(device)
+    args = options(__doc__, batch=8, question=96, answer=96, hidden=512, layers=16, vocab=32000, repeats=7)
+    model = random_llama(args.hidden, args.layers, args.vocab)
     q, a, L = args.question, args.answer, args.layers
-    i, j = max(1, round(L * 2 / 32)), max(1, round(L * 15 / 32))
-    batch = {name: tensor.to(device) for name, tensor in make_batch(args.batch, q, a, args.vocab).items()}
+    i, j = paper_layers(L)
+    batch = {name: tensor.to(DEVICE) for name, tensor in make_batch(args.batch, q, a, args.vocab).items()}
 
     def deep(signal: str, **more: str) -> DeepSupervisionConfig:
         return DeepSupervisionConfig(signal, signal, i, j, **more)  # type: ignore[arg-type]
@@ -63,7 +49,7 @@ def main() -> None:
         def run() -> None:
             method.train()
             method.zero_grad()
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=DEVICE == "cuda"):
                 loss = method(batch)["loss"]
             loss.backward()
 
