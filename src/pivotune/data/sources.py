@@ -75,14 +75,18 @@ def read_prompts(source: str | Path) -> list[ParallelExample]:
     Raises:
         DataError: a bad row. PivotuneError: a source that cannot be read, or that holds no row.
     """
-    prompts = []
+    return list(stream_prompts(source))
+
+
+def stream_prompts(source: str | Path) -> Iterator[ParallelExample]:
+    """As `read_prompts`, row by row: nothing is kept."""
+    number = None
     for where, number, row in _rows(str(source)):
         if isinstance(row, DataError):
             raise row
-        prompts.append(ParallelExample.from_dict(row, where, str(number), answered=False))
-    if not prompts:
+        yield ParallelExample.from_dict(row, where, str(number), answered=False)
+    if number is None:
         raise PivotuneError(f"{source}: holds no prompt")
-    return prompts
 
 
 def _check_wanted(example: ParallelExample, require_english: bool, languages: Sequence[str] | None) -> None:

@@ -70,18 +70,26 @@ def tokenize_examples(
     encoder = PromptEncoder(tokenizer, style)
     report = Report()
     batches = []
-    remaining = iter(examples)
-    while batch := list(islice(remaining, _BATCH)):
-        rows = list(_rows(batch, encoder, max_length, overlong, report))
-        batches.append(pa.RecordBatch.from_pylist(rows, schema=_SCHEMA))
+    rows = (row for _, row in tokenize_stream(examples, encoder, max_length, overlong, report))
+    while batch := list(islice(rows, _BATCH)):
+        batches.append(pa.RecordBatch.from_pylist(batch, schema=_SCHEMA))
     if not report.kept:
         raise PivotuneError(f"no example to train on: {report}")
     return Dataset(pa.Table.from_batches(batches, schema=_SCHEMA)), report
 
 
+def tokenize_stream(
+    examples: Iterable[ParallelExample], encoder: PromptEncoder, max_length: int, overlong: str, report: Report
+) -> Iterator[tuple[ParallelExample, dict[str, Any]]]:
+    """Each example that is kept, with its row of `tokenize_examples`, as they come; `report` is kept up to date."""
+    remaining = iter(examples)
+    while batch := list(islice(remaining, _BATCH)):
+        yield from _rows(batch, encoder, max_length, overlong, report)
+
+
 def _rows(
     batch: list[ParallelExample], encoder: PromptEncoder, max_length: int, overlong: str, report: Report
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[tuple[ParallelExample, dict[str, Any]]]:
     targets = encoder.tokenize([encoder.render(example.text, example.where) for example in batch])
     counterparts = iter(
         encoder.tokenize(
@@ -118,7 +126,7 @@ def _rows(
                 "english_question_end": english.question_end,
                 "english_answer_ids": english.answer_ids[:room],
             }
-        yield row
+        yield example, row
 
 
 def _check_length(example: ParallelExample, side: Encoded, name: str, max_length: int) -> None:
