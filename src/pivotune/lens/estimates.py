@@ -46,7 +46,8 @@ class RunningMean:
         table_NK = table_NK.detach().to("cpu", torch.float64)
         added, mean_K = len(table_NK), table_NK.mean(dim=0)
         shift_K, total = mean_K - self._mean, self.count + added
-        self._squares = self._squares + ((table_NK - mean_K) ** 2).sum(dim=0) + shift_K**2 * (self.count * added / total)
+        within_K, between_K = ((table_NK - mean_K) ** 2).sum(dim=0), shift_K**2 * (self.count * added / total)
+        self._squares = self._squares + within_K + between_K
         self._mean = self._mean + shift_K * (added / total)
         self.count = total
 
@@ -95,7 +96,7 @@ class RunningDifference(RunningMean):
     def estimates(self) -> list[Estimate]:
         if not self.count or not self._of_shares:
             return super().estimates()
-        # The four half examples: differences 1, -1, 0, 0. They widen the interval and leave the mean its measured value.
+        # The four half examples: differences 1, -1, 0, 0. They widen the interval; the mean stays as measured.
         count = self.count + 2
         raw_K = self._squares + self.count * self._mean**2 + 1.0
         mean_K = self._mean * self.count / count
@@ -109,7 +110,6 @@ def as_columns(estimates: list[Estimate]) -> dict[str, list[float | None]]:
         name: [None if math.isnan(value) else round(value, 6) for value in (getattr(one, name) for one in estimates)]
         for name in Estimate._fields
     }
-
 
 
 Tables = Mapping[str, Tensor]
