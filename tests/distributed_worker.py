@@ -19,6 +19,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from packaging.version import Version
 
 from pivotune.config import RunConfig
+from pivotune.methods import DeepSupervisionConfig
 from pivotune.training import PivotuneTrainer, train
 from tests.runs import FEATURE, configuration, without_noise
 
@@ -26,6 +27,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "sft": {},
     "deep_supervision": {},
     "feature": {},
+    "auto": {},  # layers chosen by one rank, on the model before it is sharded
     "cc_tuning": {},
     "both": {},
     "accumulated": {"gradient_accumulation_steps": 2},
@@ -35,7 +37,9 @@ JOBS: dict[str, dict[str, Any]] = {
     # AdamW has a state to resume; so large an epsilon keeps rounding as small as it is.
     "resumed": {"max_steps": 3, "save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "adam_epsilon": 1.0},
 }
-METHOD = {"sft": "sft", "deep_supervision": "deep_supervision", "feature": "deep_supervision", "cc_tuning": "cc_tuning"}
+METHOD = {"sft": "sft", "cc_tuning": "cc_tuning"} | dict.fromkeys(
+    ("deep_supervision", "feature", "auto"), "deep_supervision"
+)
 
 
 def can_resume(kind: str) -> bool:
@@ -65,6 +69,8 @@ def job(name: str, folder: Path, kind: str, ranks: int, **changed: Any) -> RunCo
     )
     if name == "feature":
         config.deep_supervision = FEATURE
+    if name == "auto":
+        config.deep_supervision = DeepSupervisionConfig(conversion_layer="auto", thinking_layer="auto")
     if name == "lora":
         config.lora.dropout = 0.0  # as little as Gumbel noise can it be repeated on two ranks
     return config

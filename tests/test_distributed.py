@@ -71,6 +71,14 @@ def test_two_ranks_equal_one_process(name: str, alone: Path, together: Path) -> 
         assert [ours[name] for name in names] == pytest.approx([theirs[name] for name in names], rel=1e-4), names
 
 
+def test_chosen_layers_are_the_same_on_two_ranks(alone: Path, together: Path) -> None:
+    """The choice, its curve and the files, written once."""
+    ours, theirs = (json.loads((folder / "auto" / "pivotune.json").read_text()) for folder in (alone, together))
+    assert ours["layers"] == theirs["layers"]
+    assert ours["deep_supervision"] == theirs["deep_supervision"]
+    assert (together / "auto" / "layers.png").is_file()
+
+
 def test_resumed_equals_uninterrupted_on_two_ranks(together: Path) -> None:
     if not can_resume(together.name):
         pytest.skip("this transformers cannot load an optimizer on several CPU ranks")
