@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pivotune.anatomy import Anatomy
-from pivotune.connection import Connection, NormalEquations, connect, disconnect, fit_transform_matrix
+from pivotune.connection import Connection, NormalEquations, RunningR2, connect, disconnect, fit_transform_matrix
 from pivotune.errors import PivotuneError
 from pivotune.methods import CCTuning, CCTuningConfig
 from tests.families import FAMILIES, VOCAB, tiny
 from tests.reference import cc_tuning as reference
+from tests.reference.lens_calibration import r_squared
 
 PROMPTS = [14, 3, 9, 2]  # lengths; the first two lie beyond and within the sliding windows of tests/families.py
 ENGLISH = [5, 8, 3, 6]
@@ -193,6 +194,18 @@ def test_matrix_mode_needs_a_matrix_and_tensors_that_fit() -> None:
         Connection(model, CCTuningConfig(), torch.zeros(5, 32))
 
 
+@pytest.mark.parametrize("options", [{}, {"selection": "soft", "temperature": 0.5}], ids=str)
+def test_shares_are_those_of_the_pick(options: dict[str, Any]) -> None:
+    _, connection, *_ = connected("gemma", **options)
+    v = torch.randn(6, 4, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(12))
+    last = torch.arange(10, 16)
+    shares = connection.shares(v, last)
+    assert shares.shape == (6, 4)
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(6, dtype=torch.float64))
+    torch.testing.assert_close(connection.pick(v, last), (shares[..., None] * v).sum(dim=1), rtol=1e-12, atol=1e-12)
+    assert bool((shares.max(dim=1).values == 1).all()) is (not options)
+
+
 # The Transform Matrix ------------------------------------------------------------------------------------------------
 
 
@@ -261,6 +274,58 @@ def test_streaming_least_squares_recovers_a_planted_matrix(size: int, batches: i
         rows = torch.randn(2, 4 * size, size, dtype=torch.float64, generator=generator)
         equations.add(rows, rows @ planted)
     torch.testing.assert_close(equations.solve(0.0), planted, rtol=1e-6, atol=1e-6)
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 5), min_size=1, max_size=6).filter(lambda sizes: sum(sizes) > 1),
+    offset=st.sampled_from([0.0, 1.0, -1e6, 1e6]),
+    scale=st.sampled_from([1e-3, 1.0, 1e3]),
+    seed=st.integers(0, 2**16),
+)
+def test_running_r2_equals_its_definition(sizes: list[int], offset: float, scale: float, seed: int) -> None:
+    """However the rows come in parts; also far from the origin, where raw squares would lose the digits that matter."""
+    draw = np.random.default_rng(seed)
+    targets = offset + scale * draw.normal(size=(3, sum(sizes), 4)) * np.array([1.0, 2.0, 0.1])[:, None, None]
+    predicted = targets + 0.5 * scale * draw.normal(size=targets.shape)
+    running, start = RunningR2(3, 4), 0
+    for size in sizes:
+        part = slice(start, start + size)
+        running.add(torch.from_numpy(predicted[:, part]), torch.from_numpy(targets[:, part]))
+        start += size
+    r2, per_group = r_squared(predicted.transpose(1, 0, 2), targets.transpose(1, 0, 2))
+    # What the numbers themselves can say: at 1e6 they are spaced 1e-10 apart.
+    tolerance = dict(rel=1e-9, abs=1e-9) if scale >= 1 or abs(offset) < 2 else dict(rel=1e-5, abs=1e-5)
+    assert running.count == sum(sizes)
+    assert running.overall() == pytest.approx(r2, **tolerance)
+    assert running.per_group() == pytest.approx(per_group, **tolerance)
+
+
+def test_raw_squares_would_not_do() -> None:
+    """Guards the test above: the obvious one-pass formula is far off where RunningR2 is exact."""
+    draw = np.random.default_rng(0)
+    targets = torch.from_numpy(1e6 + 1e-2 * draw.normal(size=(1, 50, 4)))
+    predicted = targets + 5e-3 * torch.from_numpy(draw.normal(size=targets.shape))
+    running = RunningR2(1, 4)
+    for part in range(0, 50, 10):
+        running.add(predicted[:, part : part + 10], targets[:, part : part + 10])
+    exact = r_squared(predicted.numpy().transpose(1, 0, 2), targets.numpy().transpose(1, 0, 2))[0]
+    raw = ((targets**2).sum(dim=1) - targets.sum(dim=1) ** 2 / 50).sum()
+    assert running.overall() == pytest.approx(exact, rel=1e-6)
+    assert abs(1 - float(((predicted - targets) ** 2).sum() / raw) - exact) > 1e-3
+
+
+def test_r2_of_too_little() -> None:
+    running = RunningR2(2, 3)
+    assert running.overall() is None and running.per_group() is None
+    row = torch.ones(2, 1, 3)
+    running.add(row, row)
+    assert running.count == 1 and running.overall() is None and running.per_group() is None
+    running.add(row, row)  # a target that never changes has no variance to explain
+    assert running.overall() is None and running.per_group() == [None, None]
+    other = torch.tensor([1.0, 3.0])[:, None, None].expand(2, 1, 3)
+    running.add(other, other)
+    assert running.overall() == 1.0 and running.per_group() == [None, 1.0]
 
 
 def test_fitting_needs_pairs() -> None:

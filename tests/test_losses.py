@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pivotune.losses import chunked_cross_entropy, cosine_distance, pool_span
+from pivotune.losses import chunked_cross_entropy, chunked_token_nats, cosine, cosine_distance, pool_span
 
 N, D, V = 11, 6, 13
 
@@ -132,6 +132,44 @@ def test_many_small_half_precision_chunks_do_not_lose_gradient():
     exact_head.load_state_dict({k: v.double() for k, v in head.state_dict().items()})
     want = torch.autograd.grad(plain(hidden.detach().double(), exact_head, targets), [exact_head.weight])[0]
     assert (got - want).norm() < 2e-2 * want.norm()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, N, 100])
+def test_token_nats_are_what_the_cross_entropy_sums(rows):
+    hidden, head, targets = problem()
+    seen = []
+
+    def readout(chunk):
+        seen.append(len(chunk))
+        return head(chunk)
+
+    nats = chunked_token_nats(hidden, targets, readout, vocab_size=V, logits_per_chunk=rows * V)
+    assert nats.shape == (N,) and not nats.requires_grad and max(seen) <= rows
+    want = [-torch.log_softmax(head(state), dim=-1)[target] for state, target in zip(hidden, targets, strict=True)]
+    torch.testing.assert_close(nats, torch.stack(want).detach(), rtol=1e-12, atol=0)
+    total = chunked_cross_entropy(hidden, targets, head, vocab_size=V, logits_per_chunk=rows * V)
+    torch.testing.assert_close(nats.sum(), total.detach(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_token_nats_of_half_precision_are_float32(dtype):
+    hidden, head, targets = problem(dtype)
+    nats = chunked_token_nats(hidden, targets, head, vocab_size=V)
+    assert nats.dtype == torch.float32
+    torch.testing.assert_close(nats.sum(), plain(hidden, head, targets).detach())
+
+
+def test_no_targets_have_no_nats():
+    hidden, head, targets = problem()
+    nats = chunked_token_nats(hidden[:0], targets[:0], head, vocab_size=V)
+    assert nats.shape == (0,) and nats.dtype == torch.float64
+
+
+def test_cosine():
+    a, b = torch.randn(2, 5, D, dtype=torch.float64).unbind()
+    want = [(x @ y) / (x.norm() * y.norm()) for x, y in zip(a, b, strict=True)]
+    torch.testing.assert_close(cosine(a, b), torch.stack(want), rtol=1e-12, atol=1e-15)
+    assert cosine(a.bfloat16(), b.bfloat16()).dtype == torch.float32
 
 
 def test_cosine_distance():

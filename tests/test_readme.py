@@ -15,9 +15,12 @@ from tests.runs import write_base
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
 def block(language: str) -> str:
-    found = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-    return max(found, key=len)
+    return max(blocks(language), key=len)
 
 
 @pytest.fixture
@@ -52,6 +55,10 @@ def test_the_command_line(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
     capsys.readouterr()
     main([argument.strip('"') for argument in generate])
     assert capsys.readouterr().out.endswith("\n")
+    (look,) = [line for line in blocks("sh") if line.startswith("pivotune lens")]
+    look = look.replace("held-out.jsonl", "zh.jsonl").replace("meta-llama/Llama-2-7b-hf", "model")
+    main(look.split()[1:])
+    assert (here / "runs" / "zh" / "lens" / "lens.json").is_file()
 
 
 def test_python(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,6 +66,10 @@ class Connection:
         """(B, d): the activation that the Decision Maker lends to prompts that end in these tokens."""
         return self.decision_maker(v_BLd, self.anatomy.embeddings(last_token_B))
 
+    def shares(self, v_BLd: Tensor, last_token_B: Tensor) -> Tensor:
+        """(B, L): what part of that is which layer's; with hard selection a single 1 per row."""
+        return self.decision_maker.shares(v_BLd, self.anatomy.embeddings(last_token_B))
+
     def english_activations(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """v at the last token of each English prompt, padded on either side: (B, L, d)."""
         position = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -300,6 +304,56 @@ class NormalEquations:
         return torch.linalg.solve(self.gram + penalty, self.cross)
 
 
+class RunningR2:
+    """Streaming R^2, in float64: 1 - (squared error) / (squared distance of the targets from their mean).
+
+    Each group's targets are measured about that group's own mean. Rows are centred on their own batch before they are
+    squared, and the batches' means enter apart (Chan et al. 1979): far from the origin, where some features of language
+    models lie, a sum of raw squares would lose the digits that matter.
+
+    Args:
+        groups: how many separate R^2 to keep, e.g. one per layer.
+        size: d.
+
+    Attributes:
+        count: rows so far.
+    """
+
+    def __init__(self, groups: int, size: int, device: torch.device | str = "cpu"):
+        self.count = 0
+        self._mean = torch.zeros(groups, size, dtype=torch.float64, device=device)
+        self._error = torch.zeros(groups, dtype=torch.float64, device=device)
+        self._spread = torch.zeros_like(self._error)
+
+    def add(self, predicted_GNd: Tensor, target_GNd: Tensor) -> None:
+        """Take in rows: (G, N, d) each."""
+        added = target_GNd.shape[1]
+        if not added:
+            return
+        target_GNd = target_GNd.to(self._mean)
+        mean_Gd = target_GNd.mean(dim=1)
+        shift_Gd, total = mean_Gd - self._mean, self.count + added
+        self._error += ((predicted_GNd.to(self._mean) - target_GNd) ** 2).sum(dim=(1, 2))
+        self._spread += ((target_GNd - mean_Gd[:, None]) ** 2).sum(dim=(1, 2))
+        self._spread += (shift_Gd**2).sum(dim=1) * (self.count * added / total)
+        self._mean += shift_Gd * (added / total)
+        self.count = total
+
+    def overall(self) -> float | None:
+        """Of all groups together, so that those of large activations weigh most. None as in `per_group`."""
+        per_group = self._explained(self._error.sum()[None], self._spread.sum()[None])
+        return None if per_group is None else per_group[0]
+
+    def per_group(self) -> list[float | None] | None:
+        """(G,). None for fewer than two rows, and for a group whose targets are all the same."""
+        return self._explained(self._error, self._spread)
+
+    def _explained(self, error_G: Tensor, spread_G: Tensor) -> list[float | None] | None:
+        if self.count < 2:
+            return None
+        return [None if s == 0 else 1.0 - e / s for e, s in zip(error_G.tolist(), spread_G.tolist(), strict=True)]
+
+
 def fit_transform_matrix(
     method: CCTuning,
     dataset: Any,
@@ -350,29 +404,14 @@ def fit_transform_matrix(
         for source, target in activations(fitted):
             equations.add(*((x.flatten(0, 1)[None] if shared else x) for x in (source, target)))
         weight = equations.solve(config.ridge)
-        r2, r2_per_layer = _r_squared(weight, activations(held))
+        r2 = RunningR2(anatomy.num_layers, anatomy.hidden_size, device)
+        for source, target in activations(held):
+            r2.add(source.double() @ weight, target)
     report = {
         "pairs": len(fitted),
         "held_out_pairs": len(held),
         "ridge": config.ridge,
-        "r2": r2,
-        "r2_per_layer": r2_per_layer,
+        "r2": r2.overall(),
+        "r2_per_layer": r2.per_group(),
     }
     return TransformMatrix((weight[0] if shared else weight).float(), report)
-
-
-def _r_squared(weight_Gdd: Tensor, rows: Iterator[tuple[Tensor, Tensor]]) -> tuple[float | None, list[float] | None]:
-    """Explained share of the targets' variance about their mean: over all layers, and per layer. None for one row."""
-    residual: Any = 0.0
-    square: Any = 0.0
-    total: Any = 0.0
-    count = 0
-    for source, target in rows:
-        source, target = source.double(), target.double()
-        residual = residual + ((source @ weight_Gdd - target) ** 2).sum(dim=(1, 2))
-        square, total, count = square + (target**2).sum(dim=1), total + target.sum(dim=1), count + target.shape[1]
-    if count < 2:
-        return None, None
-    variance = (square - total**2 / count).sum(dim=1)
-    per_layer = 1.0 - residual / variance
-    return float(1.0 - residual.sum() / variance.sum()), per_layer.tolist()

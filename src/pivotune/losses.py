@@ -1,6 +1,6 @@
 """Pure tensor functions: the losses that the methods are made of.
 
-Each returns a SUM over its items, never a mean: the methods divide by a count taken over the whole accumulation window
+Each loss is a SUM over its items, never a mean: the methods divide by a count taken over the whole accumulation window
 and all ranks. Each has a plain reference in `tests/reference/`.
 
 Shapes in names: B rows, T tokens, N items (tokens or pairs), D hidden size, V vocabulary.
@@ -71,10 +71,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], rows):
             chunk = hidden[start : start + rows].detach().requires_grad_(grad_hidden is not None)
             with torch.set_grad_enabled(wanted):
-                logits = readout(chunk)
-                loss = F.cross_entropy(
-                    logits.to(_at_least_float32(logits.dtype)), targets[start : start + rows], reduction="sum"
-                )
+                loss = _cross_entropy(readout(chunk), targets[start : start + rows], "sum")
             total += loss.detach()
             if not wanted:
                 continue
@@ -104,6 +101,37 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return grad_hidden, None, None, None, *scaled
 
 
+@torch.no_grad()
+def chunked_token_nats(
+    hidden_ND: Tensor,
+    targets_N: Tensor,
+    readout: Callable[[Tensor], Tensor],
+    *,
+    vocab_size: int,
+    logits_per_chunk: int = LOGITS_PER_CHUNK,
+) -> Tensor:
+    """What `chunked_cross_entropy` sums, token by token: `-log P(target)` in nats, (N,), without gradient.
+
+    For looking, not for training. Arguments as there.
+
+    Returns:
+        (N,) in float32 or better.
+    """
+    rows = max(1, logits_per_chunk // vocab_size)
+    chunks = zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
+    return torch.cat([_cross_entropy(readout(states), targets, "none") for states, targets in chunks])
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    return F.cross_entropy(logits.to(_at_least_float32(logits.dtype)), targets, reduction=reduction)
+
+
+def cosine(a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    """`cos(a, b)` row by row: (N,), in float32 or better."""
+    dtype = _at_least_float32(a_ND.dtype)
+    return F.cosine_similarity(a_ND.to(dtype), b_ND.to(dtype), dim=-1)
+
+
 def cosine_distance(a_ND: Tensor, b_ND: Tensor, keep_N: Tensor) -> Tensor:
     """Sum over the kept rows of `1 - cos(a, b)` (DFT, relaxed signal), in float32 or better.
 
@@ -111,9 +139,7 @@ def cosine_distance(a_ND: Tensor, b_ND: Tensor, keep_N: Tensor) -> Tensor:
         a_ND, b_ND: vectors, row by row.
         keep_N: bool; rows that are False add nothing, whatever they hold.
     """
-    dtype = _at_least_float32(a_ND.dtype)
-    distance = 1.0 - F.cosine_similarity(a_ND.to(dtype), b_ND.to(dtype), dim=-1)
-    return torch.where(keep_N, distance, 0.0).sum()
+    return torch.where(keep_N, 1.0 - cosine(a_ND, b_ND), 0.0).sum()
 
 
 def pool_span(hidden_BTD: Tensor, start_B: Tensor, end_B: Tensor, how: str) -> Tensor:

@@ -17,9 +17,10 @@ from scipy import stats
 from pivotune.anatomy import Anatomy
 from pivotune.data import Encoded
 from pivotune.errors import PivotuneError
-from pivotune.lens.entropy import EntropyCurve, question_entropies, token_entropy
+from pivotune.lens.entropy import EntropyCurve, EntropyMeasure, entropy, question_entropies, side_entropies
 from tests.families import FAMILIES, VOCAB, tiny
-from tests.reference.lens_entropy import entropy, lens_entropy
+from tests.lens.readings import random_pairs, readings, sides, tables_of
+from tests.reference import lens_entropy as reference
 
 
 def prompts(count: int = 5, seed: int = 0) -> list[Encoded]:
@@ -36,7 +37,7 @@ def prompts(count: int = 5, seed: int = 0) -> list[Encoded]:
 def test_equals_the_reference(family: str) -> None:
     model, texts = tiny(family), prompts()
     got = question_entropies(model, texts, batch_size=3)
-    want = [lens_entropy(model, one.prompt_ids, (one.question_start, one.question_end)) for one in texts]
+    want = [reference.lens_entropy(model, one.prompt_ids, (one.question_start, one.question_end)) for one in texts]
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
 
 
@@ -58,26 +59,45 @@ def test_low_precision(dtype: torch.dtype) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-5 if dtype is torch.float32 else 0.1)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_measure_equals_the_reference_on_both_sides(family: str) -> None:
+    model, pairs = tiny(family), random_pairs(5)
+    found = tables_of(EntropyMeasure(Anatomy(model)), readings(model, pairs, [3, 2]))
+    assert list(found) == ["target", "english"]
+    for name, texts in sides(pairs).items():
+        want = [reference.lens_entropy(model, text.prompt, text.question) for text in texts]
+        assert found[name].dtype == torch.float64
+        np.testing.assert_allclose(found[name], want, rtol=1e-9, atol=1e-9)
+
+
+def test_batches_and_padding_do_not_matter() -> None:
+    model, pairs = tiny("llama"), random_pairs(5)
+    want = tables_of(EntropyMeasure(Anatomy(model)), readings(model, pairs, [5]))
+    for sizes, options in (([1] * 5, {}), ([2, 3], {}), ([5], {"pad": 5, "extra": 4})):
+        found = tables_of(EntropyMeasure(Anatomy(model)), readings(model, pairs, sizes, **options))
+        for name, table in want.items():
+            np.testing.assert_allclose(found[name], table, rtol=1e-11)
+
+
 @pytest.mark.parametrize("logits_per_chunk", [1, VOCAB, 3 * VOCAB + 1, 2**25])
 def test_chunks_change_nothing(logits_per_chunk: int) -> None:
+    model = tiny("llama")
+    (reading,) = readings(model, random_pairs(4), [4])
+    found = side_entropies(Anatomy(model), reading.target, logits_per_chunk=logits_per_chunk)
+    np.testing.assert_allclose(found, side_entropies(Anatomy(model), reading.target), rtol=1e-12)
+
+
+def test_rows_equal_the_reference() -> None:
     logits = torch.randn(10, VOCAB, dtype=torch.float64) * 4
-    sizes = []
-
-    def readout(states: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(states))
-        return states
-
-    got = token_entropy(logits, readout, vocab_size=VOCAB, logits_per_chunk=logits_per_chunk)
-    want = [entropy(row.tolist()) for row in logits.softmax(dim=-1)]
-    np.testing.assert_allclose(got, want, rtol=1e-12)
-    assert max(sizes) <= max(1, logits_per_chunk // VOCAB)
+    want = [reference.entropy(row.tolist()) for row in logits.softmax(dim=-1)]
+    np.testing.assert_allclose(entropy(logits), want, rtol=1e-12)
 
 
 def test_extremes() -> None:
     certain, uniform = torch.zeros(8), torch.zeros(8)
     certain[3] = 1e4
     masked = torch.tensor([0.0, 0.0] + [-torch.inf] * 6)
-    got = token_entropy(torch.stack([certain, uniform, masked]), lambda x: x, vocab_size=8)
+    got = entropy(torch.stack([certain, uniform, masked]))
     np.testing.assert_allclose(got, [0.0, math.log(8), math.log(2)], rtol=1e-6)
 
 
@@ -126,7 +146,7 @@ def test_long_prompts_are_cut_and_counted(caplog: pytest.LogCaptureFixture) -> N
     late = Encoded(list(range(3, 23)), [], 12, 20)
     with caplog.at_level(logging.WARNING):
         got = question_entropies(model, [long, late], max_length=10)
-    np.testing.assert_allclose(got, [lens_entropy(model, long.prompt_ids, (2, 10))], rtol=1e-9)
+    np.testing.assert_allclose(got, [reference.lens_entropy(model, long.prompt_ids, (2, 10))], rtol=1e-9)
     assert "1 questions were read up to token 10 only, and 1 begin later and were left out" in caplog.text
 
 
@@ -138,6 +158,8 @@ def test_nothing_to_read_and_no_number() -> None:
         model.model.layers[2].mlp.down_proj.weight.fill_(torch.nan)
     with pytest.raises(PivotuneError, match="the entropy at layer 3 is no number"):
         question_entropies(model, prompts())
+    with pytest.raises(PivotuneError, match="the entropy at layer 3 is no number"):
+        tables_of(EntropyMeasure(Anatomy(model)), readings(model, random_pairs(2), [2]))
 
 
 def test_the_interval_is_students() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -12,17 +13,20 @@ from transformers import LlamaTokenizer
 from pivotune.anatomy import Anatomy
 from pivotune.data import ParallelExample, encode, encode_prompts
 from pivotune.errors import PivotuneError
+from pivotune.lens.estimates import Estimate
 from pivotune.lens.language import (
     BeginningIndex,
+    LanguageMeasure,
     LanguageOfLayers,
-    Mass,
     _byte_alphabet,
-    _RunningMass,
     measure_language,
     token_bytes,
 )
+from pivotune.lens.reading import PairStream, Reading, read
+from pivotune.taps import evaluating
 from tests.data.tiny_tokenizers import BOS, EOS, KINDS, byte_level, metaspace_bpe, tokenizer_of, unigram
 from tests.families import FAMILIES, tiny
+from tests.lens.readings import tables_of
 from tests.reference import lens_language as reference
 
 ANSWERS = ["饮食", "保持健康", "صحة", "بصحة جيدة", "tips", "sức", "🦜", "Z", "3 tips"]
@@ -236,7 +240,7 @@ def test_masses_add_up_to_one(family):
     languages = measure_language(Anatomy(model_for("byte-level", family)), tokenizer_of("byte-level"), EXAMPLES)
     for layer in zip(*languages.masses.values(), strict=True):
         assert sum(mass.mean for mass in layer) == pytest.approx(1.0, abs=1e-12)
-        assert all(0 <= mass.low <= mass.mean <= mass.high <= 1 for mass in layer)
+        assert all(mass.low <= mass.mean <= mass.high and 0 <= mass.mean <= 1 for mass in layer)
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "metaspace BPE with byte fallback and BOS"])
@@ -296,14 +300,46 @@ def test_logits_are_held_in_chunks(monkeypatch):
     assert max(rows) == 3 and sum(rows) == len(EXAMPLES) * anatomy.num_layers
 
 
-def test_one_forward_per_batch():
+def test_two_forwards_per_batch():
+    """One over the target side, one over the English prompts, which other measures look at."""
     model, calls = model_for("byte-level"), []
     handle = model.model.register_forward_hook(lambda *_: calls.append(1))
     try:
         measure_language(Anatomy(model), tokenizer_of("byte-level"), EXAMPLES, batch_size=2)
     finally:
         handle.remove()
-    assert len(calls) == 3
+    assert len(calls) == 2 * 3
+
+
+def readings_of(model, tokenizer, examples, batch_size=2) -> list[Reading]:
+    stream = PairStream(tokenizer, "plain", batch_size)
+    with evaluating(model):
+        return [read(Anatomy(model), chosen, batch) for _, chosen, batch in stream.batches(examples)]
+
+
+def test_tables_hold_each_example_that_is_measured_in_order():
+    model, tokenizer = model_for("byte-level"), tokenizer_of("byte-level")
+    unanswered = ParallelExample.from_dict(
+        {"id": "8", "language": "zh", "prompt": "运动", "english": {"prompt": "Sport"}}, answered=False
+    )
+    mixed = [unanswered, EXAMPLES[0], unanswered, *EXAMPLES[1:], unanswered, unanswered]
+    measure = LanguageMeasure(Anatomy(model), BeginningIndex(tokenizer, len(tokenizer)))
+    found = tables_of(measure, readings_of(model, tokenizer, mixed))
+    for name, layers in expected(model, tokenizer, EXAMPLES).items():
+        np.testing.assert_allclose(found[name].T, layers, rtol=1e-9, atol=1e-9, err_msg=name)
+    assert measure.summary() == {"skipped": {"without an answer": 4}}
+
+
+def test_an_index_and_a_reading_serve_several_measures():
+    model, tokenizer = model_for("byte-level"), tokenizer_of("byte-level")
+    spaced = [example(n, " 🦜", "tips", prompt="运动:") for n in range(3)]
+    made = readings_of(model, tokenizer, spaced)
+    index = BeginningIndex(tokenizer, len(tokenizer))
+    for after_blank in (False, True):
+        together = tables_of(LanguageMeasure(Anatomy(model), index, after_blank=after_blank), made)
+        alone = measure_language(Anatomy(model), tokenizer, spaced, batch_size=2, after_blank=after_blank)
+        for name, table in together.items():
+            np.testing.assert_allclose(table.mean(dim=0), [mass.mean for mass in alone.masses[name]], rtol=1e-12)
 
 
 # A planted truth -----------------------------------------------------------------------------------------------------
@@ -373,16 +409,21 @@ def test_the_first_byte_and_the_leading_space_count(kind, language, target):
 
 
 def test_memory_does_not_grow_with_the_data():
-    def retained(examples: int) -> int:
-        masses = _RunningMass(4, 6)
-        for _ in range(examples):
-            masses.add(torch.rand(2, 4, 6, dtype=torch.float64))
-        return sum(value.numel() if isinstance(value, torch.Tensor) else 1 for value in vars(masses).values())
+    model, tokenizer = model_for("byte-level"), tokenizer_of("byte-level")
+    (reading,) = readings_of(model, tokenizer, EXAMPLES, batch_size=5)
+    measure = LanguageMeasure(Anatomy(model), BeginningIndex(tokenizer, len(tokenizer)))
 
-    assert retained(3) == retained(300) == 2 * 4 * 6 + 1
+    def retained(readings: int) -> int:
+        for _ in range(readings):
+            measure.add(reading)
+        assert not any(isinstance(value, torch.Tensor) for value in vars(measure).values())
+        return sum(len(value) for value in vars(measure).values() if isinstance(value, list | dict))
+
+    assert retained(1) == retained(30)
 
 
-def test_examples_are_taken_as_they_are_needed():
+def test_examples_are_taken_as_they_are_needed(monkeypatch):
+    monkeypatch.setattr("pivotune.data.tokenize._BATCH", 2)
     taken = []
 
     def stream():
@@ -396,21 +437,12 @@ def test_examples_are_taken_as_they_are_needed():
         measure_language(Anatomy(model), tokenizer_of("byte-level"), stream(), batch_size=2)
     finally:
         handle.remove()
-    assert seen == [2, 4, 6]
-
-
-def test_streaming_variance_is_stable():
-    draw = torch.Generator().manual_seed(0)
-    values = 0.5 + 1e-7 * torch.randn(50, 1, 1, generator=draw, dtype=torch.float64)
-    masses = _RunningMass(1, 1)
-    for part in values.split([1, 9, 20, 20]):
-        masses.add(part)
-    assert float(masses.squares) == pytest.approx(float(values.var() * 49), rel=1e-6)
+    assert seen == [2, 2, 4, 4, 6, 6]
 
 
 def test_one_example_has_no_interval():
     languages = measure_language(Anatomy(model_for("byte-level")), tokenizer_of("byte-level"), EXAMPLES[:1])
-    assert all((mass.low, mass.high) == (0.0, 1.0) for mass in languages.masses["english"])
+    assert all(math.isnan(mass.low) and math.isnan(mass.high) for mass in languages.masses["english"])
 
 
 def test_what_is_left_out_is_counted():
@@ -424,7 +456,7 @@ def test_what_is_left_out_is_counted():
         Anatomy(model_for("byte-level")), tokenizer, [unpaired, *EXAMPLES, unpaired, unanswered, long], max_length=40
     )
     assert languages.examples == 5
-    assert languages.skipped == {"without English": 2, "without an answer": 1, "over-long": 1}
+    assert languages.skipped == {"without English": 2, "without an answer": 1, "over-long prompt": 1}
     with pytest.raises(PivotuneError, match="no example to measure: 1 without English"):
         measure_language(Anatomy(model_for("byte-level")), tokenizer, [unpaired])
     with pytest.raises(PivotuneError, match="no example was given"):
@@ -433,8 +465,9 @@ def test_what_is_left_out_is_counted():
 
 def test_wrong_options():
     anatomy, tokenizer = Anatomy(model_for("byte-level")), tokenizer_of("byte-level")
-    with pytest.raises(PivotuneError, match="batch_size: got 0"):
-        measure_language(anatomy, tokenizer, EXAMPLES, batch_size=0)
+    for option in ("batch_size", "max_length", "logits_per_chunk"):
+        with pytest.raises(PivotuneError, match=f"{option}: got 0"):
+            measure_language(anatomy, tokenizer, EXAMPLES, **{option: 0})
     with pytest.raises(PivotuneError, match="'rest' names a category"):
         measure_language(anatomy, tokenizer, EXAMPLES, others=lambda one: {"rest": "x"})
     with pytest.raises(PivotuneError, match="got de for example '1', but none for those before it"):
@@ -451,11 +484,11 @@ def test_logits_that_are_not_finite():
 
 def test_the_share_of_a_language():
     masses = {
-        "english": [Mass(0.2, 0, 1), Mass(0, 0, 0)],
-        "target": [Mass(0.1, 0, 1), Mass(0, 0, 0)],
-        "de": [Mass(0.1, 0, 1), Mass(0, 0, 0)],
-        "shared": [Mass(0.5, 0, 1), Mass(0.5, 0, 1)],
-        "rest": [Mass(0.1, 0, 1), Mass(0.5, 0, 1)],
+        "english": [Estimate(0.2, 0, 1), Estimate(0, 0, 0)],
+        "target": [Estimate(0.1, 0, 1), Estimate(0, 0, 0)],
+        "de": [Estimate(0.1, 0, 1), Estimate(0, 0, 0)],
+        "shared": [Estimate(0.5, 0, 1), Estimate(0.5, 0, 1)],
+        "rest": [Estimate(0.1, 0, 1), Estimate(0.5, 0, 1)],
     }
     languages = LanguageOfLayers(masses, 3, {})
     assert languages.share("english")[0] == pytest.approx(0.5) and languages.share("de")[0] == pytest.approx(0.25)

@@ -135,6 +135,21 @@ def test_the_english_pass_trains_only_if_asked(english_gradient):
     assert method.decision_maker.weight.grad.any()
 
 
+@pytest.mark.parametrize("selection", ["hard", "soft"])
+@pytest.mark.parametrize("training", [True, False])
+def test_shares_are_what_the_pick_is_mixed_of(selection, training):
+    maker = connected(tiny("llama"), selection=selection).decision_maker.train(training)
+    v, e = torch.randn(7, 4, 32, dtype=torch.float64), torch.randn(7, 32, dtype=torch.float64)
+    torch.manual_seed(SEED)
+    shares = maker.shares(v, e)
+    torch.manual_seed(SEED)
+    torch.testing.assert_close(maker(v, e), (shares[..., None] * v).sum(dim=1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(7, dtype=torch.float64), rtol=1e-12, atol=0)
+    assert shares.dtype == torch.float64 and shares.requires_grad is (training or selection == "soft")
+    low = connected(tiny("llama", dtype=torch.bfloat16), selection=selection).decision_maker.train(training)
+    assert low.shares(v.bfloat16(), e.bfloat16()).dtype == torch.float32
+
+
 def test_decision_maker_is_a_linear_layer_without_bias():
     method = connected(tiny("llama", dtype=torch.float32))
     assert [name for name, _ in method.decision_maker.named_parameters()] == ["weight"]

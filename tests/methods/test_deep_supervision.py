@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from pivotune.errors import PivotuneError
 from pivotune.methods import SFT, DeepSupervision, DeepSupervisionConfig
+from pivotune.methods import deep_supervision as module
 from tests.batches import Example, Text, collate, random_batch, without_labels
 from tests.families import FAMILIES, tiny
 from tests.reference.compare import assert_gradients, assert_terms, gradients, loss_of
@@ -119,6 +120,32 @@ def test_a_pair_without_english_answer_counts_nothing_for_thinking(reading):
         ]
     )
     assert_parity(tiny("llama"), batch, LAYERS | dict(reading=reading), rtol=1e-9)
+
+
+@pytest.mark.parametrize("reading", ["teacher_forced", "position_wise"])
+def test_no_pair_of_the_batch_has_an_english_answer(reading):
+    """The collator then makes a table of answers without columns."""
+    texts = [Text([3, 4, 50, 51], (1, 4), [80, 81]), Text([3, 4, 52], (1, 3), [82])]
+    batch = collate([Example(text, Text([5, 60, 61], (1, 3), [])) for text in texts])
+    bare = {**batch, "english_answer_ids": batch["english_answer_ids"][:, :0]}
+    method = DeepSupervision(tiny("llama"), DeepSupervisionConfig(**LAYERS, reading=reading))
+    output = method(bare)
+    assert output["terms"]["english_thinking"].sum == 0.0 and int(output["terms"]["english_thinking"].count) == 0
+    assert torch.equal(output["loss"], method(batch)["loss"])
+    output["loss"].backward()
+
+
+@pytest.mark.parametrize("reading", ["teacher_forced", "position_wise"])
+def test_the_english_questions_are_built_once_per_step(monkeypatch, reading):
+    """Their width makes the host wait for the device; counts alone are known without it."""
+    built = []
+    original = module.english_question
+    monkeypatch.setattr(module, "english_question", lambda batch: built.append(1) or original(batch))
+    method = DeepSupervision(tiny("llama"), DeepSupervisionConfig(**LAYERS, reading=reading))
+    method.counts(random_batch())
+    assert not built
+    method(random_batch())
+    assert len(built) == 1
 
 
 def test_masked_labels_leave_the_teacher_forced_terms_alone():

@@ -69,4 +69,4 @@ def mean_and_interval(values: Sequence[float], quantile: float) -> tuple[float, 
     mean = sum(values) / len(values)
     variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
     half = quantile * (variance / len(values)) ** 0.5
-    return mean, max(0.0, mean - half), min(1.0, mean + half)
+    return mean, mean - half, mean + half

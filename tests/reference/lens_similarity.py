@@ -35,9 +35,9 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b) / norms if norms else 0.0
 
 
-def compare(x: np.ndarray, y: np.ndarray, block: int) -> dict[str, float]:
-    """(N, d) each. Pair i is compared with the pairs of its block; the last, incomplete block is filled up with the
-    pairs just before it."""
+def compare(x: np.ndarray, y: np.ndarray, block: int) -> dict[str, list[float]]:
+    """(N, d) each; one number per pair. Pair i is compared with the pairs of its block; the last, incomplete block is
+    filled up with the pairs just before it."""
     n = len(x)
     found: dict[str, list[float]] = {
         name: [] for name in ("parallel", "non_parallel", "mexa", "retrieval_to_english", "retrieval_from_english")
@@ -55,7 +55,7 @@ def compare(x: np.ndarray, y: np.ndarray, block: int) -> dict[str, float]:
         found["retrieval_to_english"].append(float(all(own - other > TIE for other in to_english)))
         found["retrieval_from_english"].append(float(all(own - other > TIE for other in from_english)))
         found["mexa"].append(float(all(own - other > TIE for other in to_english + from_english)))
-    return {name: sum(values) / n for name, values in found.items()}
+    return found
 
 
 def cka(x: np.ndarray, y: np.ndarray) -> float:

@@ -85,6 +85,7 @@ def tokenize_stream(
     remaining = iter(examples)
     while batch := list(islice(remaining, _BATCH)):
         yield from _rows(batch, encoder, max_length, overlong, report)
+        del batch  # or it would stay until the next one is whole
 
 
 def _rows(

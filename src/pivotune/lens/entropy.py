@@ -5,13 +5,13 @@ soft-cap and logit scale included, so that at layer L it is the model's own outp
 over the tokens of a question, then over questions. All layers come from one forward pass. What is kept of an example is
 one number per layer.
 
-Shapes in names: N examples or tokens, L layers, D hidden size.
+Shapes in names: N examples, K question tokens, T tokens, L layers, d hidden size, n rows of a chunk, V vocabulary.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -23,34 +23,66 @@ from torch import Tensor, nn
 
 from pivotune.anatomy import Anatomy
 from pivotune.data import Encoded
+from pivotune.data.collate import right_padded
 from pivotune.errors import PivotuneError
+from pivotune.lens.estimates import Tables
+from pivotune.lens.reading import Reading, Side, lens_logits, read_side
 from pivotune.losses import LOGITS_PER_CHUNK
-from pivotune.taps import Tap, evaluating
+from pivotune.taps import evaluating
 
 logger = logging.getLogger(__name__)
 
 
-def token_entropy(
-    states_ND: Tensor,
-    readout: Callable[[Tensor], Tensor],
-    *,
-    vocab_size: int,
-    logits_per_chunk: int = LOGITS_PER_CHUNK,
-) -> Tensor:
-    """Entropy, in nats, of the distribution that `readout` reads from each state: (N,), in float32 or better.
+class EntropyMeasure:
+    """The entropy of each layer on both sides of a reading (a `pivotune.lens.reading.Measure`).
+
+    Its tables are "target" and "english": (N, L) nats, the mean over each question's tokens.
+
+    Raises:
+        PivotuneError: from `add`, where the model yields NaN.
+    """
+
+    def __init__(self, anatomy: Anatomy):
+        self._anatomy = anatomy
+
+    def add(self, reading: Reading) -> Tables:
+        sides = {"target": reading.target, "english": reading.english}
+        return {name: side_entropies(self._anatomy, side) for name, side in sides.items()}
+
+    def finish(self) -> Tables:
+        return {}
+
+    def summary(self) -> dict[str, Any]:
+        return {}
+
+
+def side_entropies(anatomy: Anatomy, side: Side, *, logits_per_chunk: int = LOGITS_PER_CHUNK) -> Tensor:
+    """The mean entropy over each question's tokens, at every layer: (N, L) nats, float64 on the CPU.
 
     Args:
-        states_ND: hidden states, one per row.
-        readout: maps (n, D) to logits (n, V), e.g. `anatomy.frozen_lens`.
-        vocab_size: V, which sets the rows per chunk.
+        anatomy: the model's parts.
+        side: what the model made of N prompts.
         logits_per_chunk: how many logits to hold at a time.
+
+    Raises:
+        PivotuneError: the model yields NaN.
     """
-    found = []
-    for chunk in states_ND.split(max(1, logits_per_chunk // vocab_size)):
-        logits = readout(chunk)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        found.append(torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1))
-    return torch.cat(found)
+    start_N, end_N = side.start.cpu(), side.end.cpu()
+    position_T = torch.arange(side.input_ids.shape[1])
+    row_K, position_K = ((position_T >= start_N[:, None]) & (position_T < end_N[:, None])).nonzero(as_tuple=True)
+    layers = []
+    for layer in sorted(side.hidden):
+        chunks = lens_logits(anatomy, side.at(layer, position_K, row_K), logits_per_chunk=logits_per_chunk)
+        entropy_K = torch.cat([entropy(logits).cpu().double() for logits in chunks])
+        if not entropy_K.isfinite().all():
+            raise PivotuneError(f"entropy: the entropy at layer {layer} is no number. Look at the model and its dtype.")
+        layers.append(torch.zeros(len(start_N), dtype=torch.float64).index_add(0, row_K, entropy_K) / (end_N - start_N))
+    return torch.stack(layers, dim=1)
+
+
+def entropy(logits_nV: Tensor) -> Tensor:
+    """Entropy, in nats, of the distribution that each row of logits stands for: (n,)."""
+    return torch.special.entr(logits_nV.softmax(dim=-1)).sum(dim=-1)
 
 
 def question_entropies(
@@ -87,7 +119,7 @@ def question_entropies(
     remaining = fitting()
     with evaluating(model):
         while batch := list(islice(remaining, batch_size)):
-            rows.append(_batch_entropies(anatomy, batch, max_length))
+            rows.append(side_entropies(anatomy, _read_prompts(anatomy, batch, max_length)).numpy())
     if cut or left_out:
         logger.warning(
             "%d questions were read up to token %d only, and %d begin later and were left out; see max_length.",
@@ -95,44 +127,18 @@ def question_entropies(
         )
     if not rows:
         raise PivotuneError("layers: there is no question to read.")
-    found = np.concatenate(rows)
-    if not np.isfinite(found).all():
-        layer = int(np.nonzero(~np.isfinite(found).all(axis=0))[0][0]) + 1
-        raise PivotuneError(f"layers: the entropy at layer {layer} is no number. Look at the model and its dtype.")
-    return found
+    return np.concatenate(rows)
 
 
-def _batch_entropies(anatomy: Anatomy, batch: list[Encoded], max_length: int) -> np.ndarray:
-    """(B, L)."""
+def _read_prompts(anatomy: Anatomy, prompts: list[Encoded], max_length: int) -> Side:
+    """What the model makes of the prompts up to `max_length`. Padding is token 0, masked."""
     device = next(anatomy.embed.parameters()).device
-    ids_BT, mask_BT, question_BT = _right_padded(batch, max_length)
-    layers = range(1, anatomy.num_layers + 1)
-    with Tap(anatomy, hidden=layers) as tap:
-        anatomy.decoder(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False)
-    row_N, position_N = question_BT.nonzero(as_tuple=True)
-    length_B = question_BT.sum(dim=1)
-    found = []
-    for layer in layers:
-        hidden_BTD = tap.hidden.pop(layer)
-        states_ND = hidden_BTD[row_N.to(hidden_BTD.device), position_N.to(hidden_BTD.device)]
-        # A model spread over devices keeps its head where the last layer is.
-        states_ND = states_ND.to(next(anatomy.norm.parameters()).device)
-        entropy_N = token_entropy(states_ND, anatomy.frozen_lens, vocab_size=anatomy.vocab_size).cpu().double()
-        found.append(torch.zeros(len(batch), dtype=torch.float64).index_add(0, row_N, entropy_N) / length_B)
-    return torch.stack(found, dim=1).numpy()
-
-
-def _right_padded(batch: list[Encoded], max_length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, attention mask, and which tokens are the question's: (B, T) each. Padding is token 0, masked."""
-    width = min(max_length, max(len(prompt.prompt_ids) for prompt in batch))
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    mask, question = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-    for row, prompt in enumerate(batch):
-        kept = prompt.prompt_ids[:width]
-        ids[row, : len(kept)] = torch.tensor(kept)
-        mask[row, : len(kept)] = 1
-        question[row, prompt.question_start : prompt.question_end] = True
-    return ids, mask, question
+    kept = [prompt.prompt_ids[:max_length] for prompt in prompts]
+    start = torch.tensor([prompt.question_start for prompt in prompts])
+    end = torch.tensor([min(prompt.question_end, max_length) for prompt in prompts])
+    last = torch.tensor([len(ids) - 1 for ids in kept])
+    mask = right_padded([[1] * len(ids) for ids in kept], 0)
+    return read_side(anatomy, right_padded(kept, 0).to(device), mask.to(device), (start, end, last))
 
 
 @dataclass(frozen=True, eq=False)

@@ -80,8 +80,9 @@ class RunningMean:
 class RunningDifference(RunningMean):
     """Of paired tables: what one model gives minus what the other gives, example by example.
 
-    For shares, half an example is added to each of the four outcomes (right in both, in one, in the other, in none), as
-    Agresti and Min (2005) advise: without it, two models that agree throughout would differ by exactly nothing.
+    For shares, the interval is that of Agresti and Min (2005): the normal one, after half an example is added to each
+    of the four outcomes (right in both, in one, in the other, in none). Without these, two models that agree throughout
+    would differ by exactly nothing.
     """
 
     def __init__(self) -> None:
@@ -98,9 +99,10 @@ class RunningDifference(RunningMean):
             return super().estimates()
         # The four half examples: differences 1, -1, 0, 0. They widen the interval; the mean stays as measured.
         count = self.count + 2
-        raw_K = self._squares + self.count * self._mean**2 + 1.0
+        discordant_K = self._squares + self.count * self._mean**2 + 1.0
         mean_K = self._mean * self.count / count
-        low_K, high_K = self._student(mean_K, raw_K - count * mean_K**2, count)
+        half_K = float(ndtri(_UPPER)) * ((discordant_K / count - mean_K**2) / count).sqrt()
+        low_K, high_K = mean_K - half_K, mean_K + half_K
         return [Estimate(*values) for values in torch.stack([self._mean, low_K, high_K], dim=1).tolist()]
 
 

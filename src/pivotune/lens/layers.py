@@ -215,7 +215,7 @@ def _drawn(
     examples: Iterable[ParallelExample], language: str | None, limit: int | None, seed: int
 ) -> tuple[list[ParallelExample], list[ParallelExample]]:
     """At most `limit` examples that are not English, and as many that are, drawn in one pass over any number."""
-    draws = [_Reservoir(limit, seed), _Reservoir(limit, seed)]
+    draws = [Reservoir(limit, seed), Reservoir(limit, seed)]
     seen: set[str] = set()
     for example in examples:
         seen.add(example.language)
@@ -231,7 +231,7 @@ def _drawn(
     return target, contrast
 
 
-class _Reservoir:
+class Reservoir:
     """A uniform sample of a stream of unknown length, in the order of the stream."""
 
     def __init__(self, size: int | None, seed: int):

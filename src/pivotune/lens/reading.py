@@ -4,7 +4,7 @@ One forward pass over the target-language side (prompt and answer; attention loo
 nothing before it) and one over the English prompts give the states behind every layer. Entropy, the language of each
 layer, similarity and projections are all read off these; memory is that of one batch.
 
-Shapes in names: N pairs, T tokens, L layers, d hidden size.
+Shapes in names: N pairs, T tokens, L layers, d hidden size, K tokens or n states looked at, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from torch import Tensor
 from pivotune.anatomy import Anatomy
 from pivotune.data import ParallelCollator, ParallelExample, PromptEncoder, Report
 from pivotune.data.tokenize import tokenize_stream
-from pivotune.lens.estimates import Tables
-from pivotune.losses import pool_span
-from pivotune.taps import Tap
+from pivotune.errors import check_number
+from pivotune.lens.estimates import RunningMean, Tables
+from pivotune.losses import LOGITS_PER_CHUNK, pool_span
+from pivotune.taps import Tap, evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,11 +57,11 @@ class Side:
         start, end = self.start.to(states_NTd.device), self.end.to(states_NTd.device)
         return pool_span(states_NTd, start, end, how)
 
-    def at(self, layer: int, position_N: Tensor) -> Tensor:
-        """The states at one token of each row: (N, d)."""
+    def at(self, layer: int, position_K: Tensor, row_K: Tensor | None = None) -> Tensor:
+        """The states at one token of each row, or at the tokens `position_K` of the rows `row_K`: (K, d)."""
         states_NTd = self.hidden[layer]
-        row = torch.arange(len(states_NTd), device=states_NTd.device)
-        return states_NTd[row, position_N.to(states_NTd.device)]
+        row_K = torch.arange(len(states_NTd)) if row_K is None else row_K
+        return states_NTd[row_K.to(states_NTd.device), position_K.to(states_NTd.device)]
 
 
 @dataclass
@@ -105,32 +106,68 @@ def read(anatomy: Anatomy, examples: Sequence[ParallelExample], batch: Batch, *,
     """
     device = next(anatomy.embed.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    target = _side(
+    target = read_side(
         anatomy,
         batch["input_ids"],
         batch["attention_mask"],
         (batch["question_start"], batch["question_end"], batch["prompt_length"] - 1),
-        feed_forward,
+        feed_forward=feed_forward,
     )
     mask = batch["english_attention_mask"]
-    english = _side(
+    english = read_side(
         anatomy,
         batch["english_input_ids"],
         mask,
         (batch["english_question_start"], batch["english_question_end"], mask.sum(dim=1) - 1),
-        feed_forward,
+        feed_forward=feed_forward,
     )
     return Reading(examples, batch, target, english)
 
 
-def _side(
-    anatomy: Anatomy, input_ids: Tensor, mask: Tensor, places: tuple[Tensor, Tensor, Tensor], feed_forward: bool
+def read_side(
+    anatomy: Anatomy,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    places: tuple[Tensor, Tensor, Tensor],
+    *,
+    feed_forward: bool = False,
 ) -> Side:
+    """One pass over right-padded rows (N, T), on the model's device; `places` are start, end and last of `Side`."""
     start, end, last = places
     layers = range(1, anatomy.num_layers + 1)
     with Tap(anatomy, hidden=layers, feed_forward_at=last if feed_forward else None) as tap:
-        anatomy.decoder(input_ids=input_ids, attention_mask=mask, use_cache=False)
-    return Side(input_ids, mask, tap.hidden, start, end, last, tap.feed_forward() if feed_forward else None)
+        anatomy.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return Side(input_ids, attention_mask, tap.hidden, start, end, last, tap.feed_forward() if feed_forward else None)
+
+
+def lens_logits(
+    anatomy: Anatomy, states_nd: Tensor, *, final_norm: bool = True, logits_per_chunk: int = LOGITS_PER_CHUNK
+) -> Iterator[Tensor]:
+    """What the logit lens (`Anatomy.frozen_lens`) reads from n states, in chunks of rows: (.., V) in float32 or better.
+
+    At most `logits_per_chunk` logits, but at least one row of them, are held at a time.
+    """
+    device = next(anatomy.head.parameters()).device  # a model may be spread over several
+    for chunk in states_nd.split(max(1, logits_per_chunk // anatomy.vocab_size)):
+        logits = anatomy.frozen_lens(chunk.to(device), final_norm=final_norm)
+        yield logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def run_measure(
+    anatomy: Anatomy, measure: Measure, stream: PairStream, examples: Iterable[ParallelExample]
+) -> dict[str, RunningMean]:
+    """One measure over all examples, whatever their languages: the mean of each of its tables."""
+    means: dict[str, RunningMean] = {}
+
+    def take_in(tables: Tables) -> None:
+        for name, table in tables.items():
+            means.setdefault(name, RunningMean()).add(table)
+
+    with evaluating(anatomy.lm):
+        for _, chosen, batch in stream.batches(examples):
+            take_in(measure.add(read(anatomy, chosen, batch)))
+        take_in(measure.finish())
+    return means
 
 
 @dataclass
@@ -142,11 +179,15 @@ class PairStream:
     Args:
         tokenizer, style: as in training.
         batch_size: pairs per batch.
-        max_length: tokens of one side; pairs with a longer prompt are left out and counted, longer answers are cut.
+        max_length: tokens of one side. Pairs of which either prompt leaves no room for an answer token are left out and
+            counted; longer answers are cut.
 
     Attributes:
         report: how many were kept; over-long ones by place.
         without_english: examples left out because they have no English counterpart (English ones among them).
+
+    Raises:
+        PivotuneError: a wrong option.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -155,6 +196,15 @@ class PairStream:
     max_length: int = 512
     report: Report = field(default_factory=Report)
     without_english: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("batch_size", self.batch_size, 1, whole=True)
+        check_number("max_length", self.max_length, 2, whole=True)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many examples were left out so far, by reason."""
+        return ({"without English": self.without_english} if self.without_english else {}) | dict(self.report.skipped)
 
     def batches(self, examples: Iterable[ParallelExample]) -> Iterator[tuple[str, list[ParallelExample], Batch]]:
         """(language, examples, batch) as they fill; the remainders at the end."""

@@ -66,18 +66,25 @@ class DecisionMaker(nn.Module):
 
     def forward(self, v_PLd: Tensor, e_Pd: Tensor) -> Tensor:
         """The pick, (P, d). Gumbel noise in training only: nothing is random at inference."""
+        return torch.einsum("pl,pld->pd", self.shares(v_PLd, e_Pd).to(v_PLd.dtype), v_PLd)
+
+    def shares(self, v_PLd: Tensor, e_Pd: Tensor) -> Tensor:
+        """What part of the pick is which layer's, (P, L), in float32 or better: one 1 per row where selection is hard.
+
+        Args:
+            v_PLd: every layer's activation.
+            e_Pd: input embedding of the target prompt's last token.
+        """
         summary_Pd = (v_PLd + e_Pd[:, None, :]).mean(dim=1)
         # At least float32, also under autocast: bfloat16 scores and noise would tie, and change which layer wins.
         dtype = torch.promote_types(summary_Pd.dtype, torch.float32)
         with torch.autocast(summary_Pd.device.type, enabled=False):
             scores_PL = F.linear(summary_Pd.to(dtype), self.weight.to(dtype))
         if self.training:
-            share_PL = F.gumbel_softmax(scores_PL, tau=self.temperature, hard=self.hard, dim=-1)
-        elif self.hard:
-            share_PL = F.one_hot(scores_PL.argmax(dim=-1), scores_PL.shape[-1])
-        else:
-            share_PL = torch.softmax(scores_PL / self.temperature, dim=-1)
-        return torch.einsum("pl,pld->pd", share_PL.to(v_PLd.dtype), v_PLd)
+            return F.gumbel_softmax(scores_PL, tau=self.temperature, hard=self.hard, dim=-1)
+        if self.hard:
+            return F.one_hot(scores_PL.argmax(dim=-1), scores_PL.shape[-1]).to(dtype)
+        return torch.softmax(scores_PL / self.temperature, dim=-1)
 
 
 class CCTuning(Method):

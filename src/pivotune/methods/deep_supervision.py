@@ -15,7 +15,7 @@ does - the same layer for LC, the last layer for ET.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -129,25 +129,28 @@ class DeepSupervision(Method):
     def auxiliary_counts(self, batch: Batch) -> dict[str, Tensor]:
         counts = super().auxiliary_counts(batch)
         for term in self._supervised:
-            counts[term.name] = (self._supervised_tokens(term, batch)[1] if term.logits else pair_rows(batch)[1]).sum()
+            counts[term.name] = (self._supervised_tokens(term, batch) if term.logits else pair_rows(batch)[1]).sum()
         return counts
 
     # The strict signal -----------------------------------------------------------------------------------------
 
     def _logits_signal(self, term: _Supervised, batch: Batch, target: Pass) -> Tensor:
         """`-log P(English text | target question; layers 1..l, W_out)`, summed over English tokens."""
-        english_PK, keep_PK = self._supervised_tokens(term, batch)
-        pair, k = keep_PK.nonzero(as_tuple=True)
-        rows, _ = pair_rows(batch)
+        english_PK = english_question(batch) if term.name == "language_conversion" else batch["english_answer_ids"]
         if self._teacher_forced:
-            hidden = self._continue_in_english(term.layer, batch, english_PK)
-            states_ND = hidden[pair, batch["prompt_length"][rows][pair] - 1 + k]
+            text = continue_in_english(batch, english_PK)
+            with self.anatomy.truncated(term.layer), Tap(self.anatomy, hidden=[term.layer]) as tap:
+                self._decode(text.input_ids, text.attention_mask)
+            states_ND, token_N = tap.hidden[term.layer][text.pair, text.position], text.token
         else:
+            k_1K = torch.arange(english_PK.shape[1], device=english_PK.device)
+            pair, k = (k_1K < self._supervised_tokens(term, batch)[:, None]).nonzero(as_tuple=True)
+            rows, _ = pair_rows(batch)
             first, _ = _own_positions(term.name, batch)
-            states_ND = target.hidden[term.layer][rows[pair], first[rows][pair] + k]
+            states_ND, token_N = target.hidden[term.layer][rows[pair], first[rows][pair] + k], english_PK[pair, k]
         return chunked_cross_entropy(
             states_ND,
-            english_PK[pair, k],
+            token_N,
             lambda h: self.anatomy.frozen_lens(h, final_norm=self.deep_supervision.final_norm),
             vocab_size=self.anatomy.vocab_size,
         )
@@ -156,33 +159,20 @@ class DeepSupervision(Method):
     def _teacher_forced(self) -> bool:
         return self.deep_supervision.reading == "teacher_forced"
 
-    def _supervised_tokens(self, term: _Supervised, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The English tokens to read, (P, K), and which of them count, (P, K) bool."""
-        english_PK = english_question(batch) if term.name == "language_conversion" else batch["english_answer_ids"]
-        rows, is_pair = pair_rows(batch)
-        keep_PK = (english_PK != IGNORE) & is_pair[:, None]
-        if not self._teacher_forced:
-            _, length = _own_positions(term.name, batch)
-            keep_PK = keep_PK & (torch.arange(english_PK.shape[1], device=keep_PK.device) < length[rows][:, None])
-        return english_PK, keep_PK
+    def _supervised_tokens(self, term: _Supervised, batch: Batch) -> Tensor:
+        """How many of each row's English tokens are read: (P,), 0 for the stand-in.
 
-    def _continue_in_english(self, layer: int, batch: Batch, english_PK: Tensor) -> Tensor:
-        """States after `layer` of each pair's target prompt followed by its English tokens: (P, W, d)."""
-        rows, _ = pair_rows(batch)
-        prompt_P1 = batch["prompt_length"][rows][:, None]
-        english_length_P1 = (english_PK != IGNORE).sum(dim=1, keepdim=True)
-        width = int((prompt_P1 + english_length_P1).max())
-        position_1W = torch.arange(width, device=english_PK.device)[None, :]
-        prompt_PW = batch["input_ids"][rows].gather(
-            1, position_1W.clamp(max=batch["input_ids"].shape[1] - 1).expand(len(rows), -1)
-        )
-        continued_PW = english_PK.gather(1, (position_1W - prompt_P1).clamp(0, english_PK.shape[1] - 1))
-        mask_PW = position_1W < prompt_P1 + english_length_P1
-        ids_PW = torch.where(position_1W < prompt_P1, prompt_PW, continued_PW)
-        ids_PW = torch.where(mask_PW, ids_PW, 0)  # token 0 stands for padding; the mask hides it
-        with self.anatomy.truncated(layer), Tap(self.anatomy, hidden=[layer]) as tap:
-            self._decode(ids_PW, mask_PW.long())
-        return tap.hidden[layer]
+        From lengths alone: building the texts would make the host wait for the device, and counts are asked for often.
+        """
+        rows, is_pair = pair_rows(batch)
+        if term.name == "language_conversion":
+            length_P = batch["english_question_end"] - batch["english_question_start"]
+        else:
+            length_P = (batch["english_answer_ids"] != IGNORE).sum(dim=1)
+        if not self._teacher_forced:
+            _, own_length = _own_positions(term.name, batch)
+            length_P = torch.minimum(length_P, own_length[rows])
+        return torch.where(is_pair, length_P, 0)
 
     # The relaxed signal ----------------------------------------------------------------------------------------
 
@@ -197,6 +187,40 @@ class DeepSupervision(Method):
         if self.deep_supervision.stop_gradient:
             english_PD = english_PD.detach()
         return cosine_distance(english_PD, own_BD[rows], is_pair)
+
+
+class Continuation(NamedTuple):
+    """Target prompts, each followed by its English tokens: what teacher forcing runs and reads (N tokens in all).
+
+    `input_ids`, `attention_mask`: (P, W), right-padded. `pair`, `position`, `token`: (N,) each; the state of row `pair`
+    at `position` is the one that predicts `token`. Rows that are no pair have no tokens here.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    pair: Tensor
+    position: Tensor
+    token: Tensor
+
+
+def continue_in_english(batch: Batch, english_PK: Tensor) -> Continuation:
+    """Each row's target prompt followed by these English tokens, (P, K) padded behind with -100."""
+    rows, is_pair = pair_rows(batch)
+    if not english_PK.shape[1]:  # answers of a batch that has none
+        english_PK = english_PK.new_full((len(rows), 1), IGNORE)
+    prompt_P1 = batch["prompt_length"][rows][:, None]
+    english_length_P1 = (english_PK != IGNORE).sum(dim=1, keepdim=True)
+    width = int((prompt_P1 + english_length_P1).max())
+    position_1W = torch.arange(width, device=english_PK.device)[None, :]
+    prompt_PW = batch["input_ids"][rows].gather(
+        1, position_1W.clamp(max=batch["input_ids"].shape[1] - 1).expand(len(rows), -1)
+    )
+    continued_PW = english_PK.gather(1, (position_1W - prompt_P1).clamp(0, english_PK.shape[1] - 1))
+    mask_PW = position_1W < prompt_P1 + english_length_P1
+    ids_PW = torch.where(position_1W < prompt_P1, prompt_PW, continued_PW)
+    ids_PW = torch.where(mask_PW, ids_PW, 0)  # token 0 stands for padding; the mask hides it
+    pair, k = ((english_PK != IGNORE) & is_pair[:, None]).nonzero(as_tuple=True)
+    return Continuation(ids_PW, mask_PW.long(), pair, prompt_P1[pair, 0] - 1 + k, english_PK[pair, k])
 
 
 def english_question(batch: Batch) -> Tensor:

@@ -1,0 +1,474 @@
+"""`pivotune lens`: what a run makes of parallel questions, layer by layer, and what tuning changed.
+
+Every batch is read once by each model (`pivotune.lens.reading`), and every measure looks at that. With a second model
+the two are compared example by example, so that a difference has an interval of its own. Nothing is kept per example
+but what is drawn: memory does not grow with the data.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.logging import tqdm
+
+from pivotune import __version__
+from pivotune.anatomy import Anatomy
+from pivotune.checkpoint import Run, load_run, read_info
+from pivotune.connection import Connection
+from pivotune.data import ParallelExample
+from pivotune.data.examples import is_english
+from pivotune.data.sources import stream_prompts
+from pivotune.errors import PivotuneError, check_choice, check_number
+from pivotune.lens.calibration import ConnectionMeasure, SupervisionMeasure
+from pivotune.lens.entropy import EntropyMeasure
+from pivotune.lens.estimates import RunningDifference, RunningMean, Tables, as_columns
+from pivotune.lens.figures import draw
+from pivotune.lens.language import BeginningIndex, LanguageMeasure, Others
+from pivotune.lens.layers import Reservoir
+from pivotune.lens.plots import language_name
+from pivotune.lens.projection import ProjectionMeasure
+from pivotune.lens.reading import Measure, PairStream, read
+from pivotune.lens.similarity import SimilarityMeasure
+from pivotune.methods.deep_supervision import DeepSupervisionConfig, paper_layers
+from pivotune.tables import table
+from pivotune.taps import evaluating
+
+logger = logging.getLogger(__name__)
+
+MEASURES = ("entropy", "language", "similarity", "calibration", "projection")
+
+Examples = Callable[[], Iterator[ParallelExample]]
+"""Gives the examples anew each time."""
+
+
+def lens(
+    run: str,
+    *,
+    data: str,
+    against: str | None = None,
+    languages: str | None = None,
+    output: str | None = None,
+    measures: str = ",".join(MEASURES),
+    layers: str | None = None,
+    style: str | None = None,
+    limit: int = 512,
+    batch_size: int = 8,
+    max_length: int = 512,
+    block: int = 512,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """`pivotune lens`: entropy, language, similarity and calibration of each layer, before and after.
+
+    Args:
+        run: a run folder, or any causal LM.
+        data: parallel examples as in training that the run has not been trained on. Without answers (sentence pairs,
+            say) only the measures of the questions are made.
+        against: the model to compare with, usually the run's base.
+        languages: which to read, separated by commas; all that have English counterparts by default.
+        output: folder for lens.json, lens.md and the plots; by default `lens` inside the run folder.
+        measures: which to make, separated by commas.
+        layers: the conversion and the thinking layer, as "2,15"; by default the run's own, else the paper's depths.
+        style: prompt style: auto, alpaca, chat or plain; by default the one that the run was trained with.
+        limit: how many examples of a language to draw at random; 0 takes all, in their order.
+        batch_size: pairs per forward pass.
+        max_length: tokens of a prompt and its answer; pairs with longer prompts are left out and counted.
+        block: pairs that are compared with each other in retrieval and MEXA.
+        seed: of the drawing and of t-SNE.
+
+    Returns:
+        The report, as in lens.json.
+    """
+    check_number("limit", limit, 0, whole=True, why="; 0 takes all examples")
+    wanted = _listed(languages)
+    folder = _output_folder(run, output)
+    examples, count, others = _examples(data, wanted, limit, seed)
+    opened = load_run(run)
+    base = None if against is None else load_run(against)
+    report = inspect(
+        opened,
+        examples,
+        base,
+        others=others,
+        measures=_listed(measures) or [],
+        layers=_layer_pair(layers),
+        style=style or str(opened.model.pivotune_prompt_style),
+        batch_size=batch_size,
+        max_length=max_length,
+        block=block,
+        seed=seed,
+        progress=count,
+    )
+    report = {"run": Path(run).name, "against": against and Path(against).name, "data": data, **report}
+    files = write(report, folder)
+    print(text(report))
+    print(f"Written: {', '.join(map(str, files))}")
+    return report
+
+
+def inspect(
+    run: Run,
+    examples: Iterable[ParallelExample] | Examples,
+    against: Run | None = None,
+    *,
+    others: Others | None = None,
+    measures: Iterable[str] = MEASURES,
+    layers: tuple[int, int] | None = None,
+    style: str = "auto",
+    batch_size: int = 8,
+    max_length: int = 512,
+    block: int = 512,
+    seed: int = 0,
+    progress: int | None = None,
+) -> dict[str, Any]:
+    """The report of `pivotune lens`, from loaded models.
+
+    Args:
+        run: from `pivotune.checkpoint.load_run`; or `Run(model, tokenizer)`.
+        examples: in any number and order, read once; those without an English counterpart are left out and counted.
+        against: the model to compare with, of the same tokenizer and depth.
+        others: the answers in further languages, see `pivotune.lens.language.Others`.
+        measures: of `MEASURES`.
+        layers: (i, j), where the calibration is marked and the projection made; the run's own where None.
+        style, batch_size, max_length, block, seed: as in `lens`.
+        progress: show a bar for this many examples.
+
+    Returns:
+        A dict for JSON, described in docs/lens.md.
+
+    Raises:
+        PivotuneError: a wrong option, models that do not match, or no pair in the data.
+    """
+    measures = list(measures)
+    for name in measures:
+        check_choice("measures", name, MEASURES)
+    check_number("block", block, 2, whole=True)
+    stream = PairStream(run.tokenizer, style, batch_size, max_length)
+    models = [_Model.of("run", run, measures, block, others)]
+    if against is not None:
+        models.append(_Model.of("against", against, measures, block, others))
+        _check_comparable(*models)
+    conversion, thinking = _chosen_layers(run, models[0].anatomy, layers)
+    if "projection" in measures:
+        for model in models:
+            shown = dict.fromkeys((conversion, thinking, model.anatomy.num_layers))
+            model.projection = ProjectionMeasure(model.anatomy, list(shown), seed=seed)
+
+    comparisons: dict[str, _Comparison] = {}
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluating(model.anatomy.lm))
+        bar = stack.enter_context(tqdm(total=progress, desc="reading", unit="pair", disable=not progress))
+        for language, chosen, batch in stream.batches(examples() if callable(examples) else examples):
+            comparison = comparisons.setdefault(language, _Comparison(models))
+            for model in models:
+                comparison.add(model, read(model.anatomy, chosen, batch, feed_forward=model.connection is not None))
+            comparison.compare()
+            bar.update(len(chosen))
+    if not comparisons:
+        raise PivotuneError(
+            f"lens: no pair to read: {stream.without_english} examples have no English counterpart, and "
+            f"{stream.report.skipped.total()} have prompts of more than {max_length} tokens (max_length)."
+        )
+    projection = {model.role: model.projection and model.projection.summary() for model in models}
+    return {
+        "layers": {"conversion": conversion, "thinking": thinking, "count": models[0].anatomy.num_layers},
+        "interval": "95 %: Student's t for means, Wilson for shares, paired for differences",
+        "versions": {"pivotune": __version__} | {name: version(name) for name in ("torch", "transformers")},
+        "skipped": stream.skipped,
+        "answers_cut": stream.report.truncated,
+        "languages": {language: comparisons[language].result() for language in sorted(comparisons)},
+        "projection": projection if "projection" in measures else None,
+    }
+
+
+# Models and what is measured -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Model:
+    """One of the two models: its parts, and a factory of the measures that each language needs anew."""
+
+    role: str
+    run: Run
+    anatomy: Anatomy
+    measures: Callable[[], dict[str, Measure]]
+    connection: Connection | None = None
+    projection: ProjectionMeasure | None = None
+
+    @classmethod
+    def of(cls, role: str, run: Run, wanted: Iterable[str], block: int, others: Others | None) -> _Model:
+        anatomy, trained = Anatomy(run.model), run.connection_tensors()
+        connection = None
+        if trained is not None and "calibration" in wanted:
+            connection = Connection(run.model, *trained)
+        index = BeginningIndex(run.tokenizer, anatomy.vocab_size) if "language" in wanted else None
+        options = run.info.get("deep_supervision", {})
+        supervision = DeepSupervisionConfig(**options)
+
+        def measures() -> dict[str, Measure]:
+            made: dict[str, Measure] = {}
+            if "entropy" in wanted:
+                made["entropy"] = EntropyMeasure(anatomy)
+            if index is not None:
+                made["language"] = LanguageMeasure(anatomy, index, others=others)
+                made["language_after_blank"] = LanguageMeasure(anatomy, index, others=others, after_blank=True)
+            if "similarity" in wanted:
+                made["similarity"] = SimilarityMeasure(anatomy, block=block)
+            if "calibration" in wanted:
+                made["deep_supervision"] = SupervisionMeasure(
+                    anatomy, pooling=supervision.pooling, final_norm=supervision.final_norm
+                )
+            if connection is not None:
+                made["cc_tuning"] = ConnectionMeasure(connection)
+            return made
+
+        return cls(role, run, anatomy, measures, connection)
+
+
+class _Comparison:
+    """The measures of one language: on each model, and on their differences."""
+
+    def __init__(self, models: list[_Model]):
+        self.measures = {model.role: model.measures() for model in models}
+        self.examples = 0
+        self._means: dict[tuple[str, str, str], RunningMean] = {}
+        self._differences: dict[tuple[str, str], RunningDifference] = {}
+        self._new: dict[str, dict[str, Tables]] = {}
+
+    def add(self, model: _Model, reading: Any) -> None:
+        self._new[model.role] = {name: measure.add(reading) for name, measure in self.measures[model.role].items()}
+        if model.projection is not None:
+            model.projection.add(reading)
+        if model.role == "run":
+            self.examples += len(reading.examples)
+
+    def compare(self) -> None:
+        """Take in what `add` brought from each model."""
+        for role, by_measure in self._new.items():
+            for measure, tables in by_measure.items():
+                for name, rows in tables.items():
+                    self._means.setdefault((measure, name, role), RunningMean()).add(rows)
+        run, against = self._new.get("run", {}), self._new.get("against", {})
+        for measure in run.keys() & against.keys():
+            for name in run[measure].keys() & against[measure].keys():
+                difference = self._differences.setdefault((measure, name), RunningDifference())
+                difference.add_pair(run[measure][name], against[measure][name])
+        self._new = {}
+
+    def result(self) -> dict[str, Any]:
+        self._new = {
+            role: {name: measure.finish() for name, measure in measures.items()}
+            for role, measures in self.measures.items()
+        }
+        self.compare()
+        found: dict[str, Any] = {"examples": self.examples}
+        for measure in self.measures["run"]:
+            summary = {
+                role: by_name[measure].summary() for role, by_name in self.measures.items() if measure in by_name
+            }
+            names = dict.fromkeys(name for kind, name, _ in self._means if kind == measure)
+            found[measure] = {
+                "tables": {name: self._table(measure, name) for name in names},
+                "summary": {role: summary.get(role) for role in ("run", "against")},
+            }
+        if (after := found.get("language_after_blank")) and after["tables"] == found["language"]["tables"]:
+            del found["language_after_blank"]  # no answer begins with a blank token
+        return found
+
+    def _table(self, measure: str, name: str) -> dict[str, Any]:
+        means = {role: self._means.get((measure, name, role)) for role in ("run", "against")}
+        columns: dict[str, Any] = {role: mean and as_columns(mean.estimates()) for role, mean in means.items()}
+        difference = self._differences.get((measure, name))
+        return columns | {
+            "difference": difference and as_columns(difference.estimates()),
+            "n": means["run"].count if means["run"] else 0,
+        }
+
+
+def _check_comparable(run: _Model, against: _Model) -> None:
+    if run.anatomy.num_layers != against.anatomy.num_layers:
+        raise PivotuneError(
+            f"against: has {against.anatomy.num_layers} layers and the run {run.anatomy.num_layers}; layers are "
+            "compared one by one. Give the model that the run was made from, or look at each alone."
+        )
+    same_tokens = run.run.tokenizer.get_vocab() == against.run.tokenizer.get_vocab()
+    if not same_tokens or run.anatomy.vocab_size != against.anatomy.vocab_size:
+        raise PivotuneError("against: has another tokenizer than the run. Give the model that the run was made from.")
+
+
+def _chosen_layers(run: Run, anatomy: Anatomy, layers: tuple[int, int] | None) -> tuple[int, int]:
+    if layers is not None:
+        return anatomy.check_layer(layers[0], "layers"), anatomy.check_layer(layers[1], "layers")
+    options = run.info.get("deep_supervision", {})
+    suggested = paper_layers(anatomy.num_layers)
+    return (options.get("conversion_layer") or suggested[0], options.get("thinking_layer") or suggested[1])
+
+
+# Reading the options -------------------------------------------------------------------------------------------------
+
+
+def _listed(value: str | None) -> list[str] | None:
+    return None if value is None else [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _layer_pair(value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    parts = value.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise PivotuneError(f'layers: got {value!r}; give the conversion and the thinking layer, as "2,15".')
+    return int(parts[0]), int(parts[1])
+
+
+def _output_folder(run: str, output: str | None) -> Path:
+    if output is not None:
+        return Path(output)
+    if not read_info(run):
+        raise PivotuneError(f"output: {run} is no run folder of Pivotune to write into; name a folder with --output.")
+    return Path(run) / "lens"
+
+
+def _examples(data: str, languages: list[str] | None, limit: int, seed: int) -> tuple[Examples, int, Others | None]:
+    """The examples to read, how many, and their answers in further languages. The file is checked whole before a model
+    runs."""
+
+    def wanted(example: ParallelExample) -> bool:
+        return languages is None or _matches(example.language, languages)
+
+    counts: Counter[str] = Counter()
+    draws: dict[str, Reservoir] = {}
+    for example in stream_prompts(data):
+        counts[example.language] += example.english is not None
+        if limit and example.english is not None and wanted(example):
+            draws.setdefault(example.language, Reservoir(limit, seed)).offer(example)
+    paired = {language: count for language, count in counts.items() if count}
+    missing = [language for language in languages or () if not any(_matches(found, [language]) for found in paired)]
+    if missing or not paired:
+        there = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
+        which = f" in {', '.join(map(repr, missing))}" if missing else ""
+        raise PivotuneError(f"{data}: has no pair with English{which}. Pairs of each language: {there}.")
+    if limit:
+        drawn = {language: draw.kept for language, draw in draws.items()}
+        return (lambda: chain.from_iterable(drawn.values())), sum(map(len, drawn.values())), _other_answers(data, drawn)
+    total = sum(count for language, count in paired.items() if languages is None or _matches(language, languages))
+    return (lambda: filter(wanted, stream_prompts(data))), total, None
+
+
+def _other_answers(data: str, drawn: Mapping[str, list[ParallelExample]]) -> Others | None:
+    """Answers of the same id in the file's other languages, which share ids where a data set was translated.
+
+    A language counts for another where it answers each of that one's drawn examples.
+    """
+    wanted = {example.id for examples in drawn.values() for example in examples}
+    answers: dict[str, dict[str, str]] = {}
+    for example in stream_prompts(data):
+        if example.id in wanted and not is_english(example.language) and example.text.answer.strip():
+            answers.setdefault(example.language, {})[example.id] = example.text.answer
+    further = {
+        language: [
+            name
+            for name, found in sorted(answers.items())
+            if name != language and all(example.id in found for example in examples)
+        ]
+        for language, examples in drawn.items()
+    }
+    if not any(further.values()):
+        return None
+    return lambda example: {name: answers[name][example.id] for name in further[example.language]}
+
+
+def _matches(language: str, wanted: Iterable[str]) -> bool:
+    return language in wanted or language.split("-")[0] in wanted
+
+
+# Showing it ----------------------------------------------------------------------------------------------------------
+
+_COLUMNS = (
+    # head, measure, table, factor
+    ("entropy, nats", "entropy", "target", 1),
+    ("English, %", "language", "english", 100),
+    ("target, %", "language", "target", 100),
+    ("MEXA, %", "similarity", "mean/mexa", 100),
+    ("question, nats", "deep_supervision", "question_nats", 1),
+    ("answer, nats", "deep_supervision", "answer_nats", 1),
+    ("question, cos", "deep_supervision", "question_cosine", 1),
+    ("answer, cos", "deep_supervision", "answer_cosine", 1),
+)
+
+
+def text(report: Mapping[str, Any], *, markdown: bool = False) -> str:
+    """The report as tables: a row per layer; with two models, before -> after, and * where the interval of the paired
+    difference leaves out 0. Also the section of the run in a comparison's report."""
+    lines = []
+    if report["against"]:
+        lines.append(f"{report['against']} -> {report['run']}; * the 95 % interval of the difference leaves out 0.")
+    if any("language_after_blank" in found for found in report["languages"].values()):
+        lines.append("Languages whose answers begin with a blank token are read behind it, for English % and target %.")
+    marks = {report["layers"]["conversion"]: " i", report["layers"]["thinking"]: " j"}
+    for language, found in report["languages"].items():
+        columns = [
+            (head, tables[name], factor)
+            for head, measure, name, factor in _COLUMNS
+            if name in (tables := _tables(found, measure))
+        ]
+        rows = [
+            [f"{layer}{marks.get(layer, '')}", *(_cell(one, layer - 1, factor) for _, one, factor in columns)]
+            for layer in range(1, report["layers"]["count"] + 1)
+        ]
+        title = f"{language_name(language)}, {found['examples']} pairs"
+        lines += ["", f"### {title}" if markdown else title, ""]
+        if columns:
+            lines.append(table(["layer", *(head for head, _, _ in columns)], rows, markdown=markdown))
+        lines += _connection_lines(found.get("cc_tuning"))
+    return "\n".join(lines).strip("\n")
+
+
+def _tables(found: Mapping[str, Any], measure: str) -> Mapping[str, Any]:
+    best = f"{measure}_after_blank" if f"{measure}_after_blank" in found else measure
+    return found[best]["tables"] if best in found else {}
+
+
+def _cell(columns: Mapping[str, Any], k: int, factor: float) -> str:
+    digits = 1 if factor == 100 else 2
+    after = f"{columns['run']['mean'][k] * factor:.{digits}f}"
+    if not columns["against"]:
+        return after
+    low, high = columns["difference"]["low"][k], columns["difference"]["high"][k]
+    star = "*" if low is not None and (low > 0 or high < 0) else ""
+    return f"{columns['against']['mean'][k] * factor:.{digits}f} -> {after}{star}"
+
+
+def _connection_lines(found: Mapping[str, Any] | None) -> list[str]:
+    if not found:
+        return []
+    lines = [""]
+    for name, what in (("picks_english", "real English"), ("picks_matrix", "the Transform Matrix")):
+        if name in found["tables"]:
+            shares = enumerate(found["tables"][name]["run"]["mean"], start=1)
+            most = sorted(shares, key=lambda pick: -pick[1])[:3]
+            picks = ", ".join(f"layer {layer} ({100 * share:.0f} %)" for layer, share in most if share)
+            lines.append(f"The Decision Maker picks, from {what}: {picks}.")
+    if "agreement" in found["tables"]:
+        agreement, summary = found["tables"]["agreement"]["run"], found["summary"]["run"]
+        share, low, high = (100 * agreement[name][0] for name in ("mean", "low", "high"))
+        r2 = "unknown" if summary["r2"] is None else f"{summary['r2']:.2f}"
+        lines.append(f"They agree on {share:.0f} % [{low:.0f}, {high:.0f}] of the prompts. R^2 of the matrix: {r2}.")
+    return lines
+
+
+def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """lens.json, lens.md and the plots, into `folder`; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content, page = folder / "lens.json", folder / "lens.md"
+    content.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    page.write_text(f"# {report['run']}: layer by layer\n\n{text(report, markdown=True)}\n", encoding="utf-8")
+    return [content, page, *draw(report, folder)]
