@@ -315,6 +315,11 @@ def test_further_languages_have_curves_of_their_own(drawn: dict[str, Figure], tm
     labels = [text.get_text() for text in drawn["language"].legends[0].get_texts()]
     assert f"{LEFT_TO_RIGHT}Français · French" in labels
     assert line(drawn["language"].axes[0], figures.GREEN, "--").shape == (2, LAYERS)
+    tables |= {code: tables["shared"] for code in ("vi", "ar", "ru")}  # more than there are colours
+    figures.language(made, tmp_path / "language")
+    labels = [text.get_text() for text in drawn["language"].legends[0].get_texts()]
+    assert labels.count("each of the other languages") == 1
+    assert sum(one.get_color() == figures.SKY for one in drawn["language"].axes[0].lines) == 2 * 4
 
 
 def test_what_is_not_measured_is_not_drawn(drawn: dict[str, Figure], tmp_path: Path) -> None:

@@ -78,9 +78,14 @@ def language(report: Report, path_without_suffix: str | Path, measure: str = "la
     if not found:
         return []
     further = sorted({name for tables in found.values() for name in tables} - looks.keys())
-    shades = {name: (GREEN, ORANGE, SKY)[k % 3] for k, name in enumerate(further)}
-    looks |= {name: (LEFT_TO_RIGHT + language_name(name), shades[name]) for name in further}
-    figure, panels = _grid(len(found), sharey=True)
+    shades = (GREEN, ORANGE, SKY)
+    if len(further) <= len(shades):
+        looks |= {
+            name: (LEFT_TO_RIGHT + language_name(name), color) for name, color in zip(further, shades, strict=False)
+        }
+    else:
+        looks |= {name: ("each of the other languages", SKY) for name in further}
+    figure, panels = _grid(len(found))
     for axes, (code, tables) in zip(panels.flat, found.items(), strict=False):
         for name, (_, color) in looks.items():
             _curves(axes, tables.get(name), color, 100)
@@ -90,7 +95,7 @@ def language(report: Report, path_without_suffix: str | Path, measure: str = "la
     _outer_labels(panels, len(found), "probability, %")
     what = "Language of the answer's first token"
     what += ", behind its blank" if measure == "language_after_blank" else ""
-    return _finished(figure, report, what, looks.values(), path_without_suffix)
+    return _finished(figure, report, what, dict.fromkeys(looks.values()), path_without_suffix)
 
 
 def similarity(report: Report, path_without_suffix: str | Path, pooling: str = "mean") -> list[Path]:
@@ -227,11 +232,11 @@ def _with_tables(report: Report, measure: str, names: Iterable[str] | None = Non
     return {code: tables for code, tables in found.items() if (tables if names is None else names & tables.keys())}
 
 
-def _grid(panels: int, *, sharey: bool = False) -> tuple[Figure, np.ndarray]:
-    """One panel per language, in rows of up to three; unused ones are hidden."""
+def _grid(panels: int) -> tuple[Figure, np.ndarray]:
+    """One panel per language, in rows of up to three, on one vertical scale; unused ones are hidden."""
     columns = 2 if panels == 4 else min(panels, 3)
     rows = math.ceil(panels / columns)
-    figure, axes = new_panels(rows, columns, max(4.0 * columns, 6.4), 2.7 * rows + 1.3, sharey=sharey)
+    figure, axes = new_panels(rows, columns, max(4.0 * columns, 6.4), 2.7 * rows + 1.3, sharey=True)
     for unused in list(axes.flat)[panels:]:
         unused.set_visible(False)
     return figure, axes
@@ -352,7 +357,7 @@ def _headed(axes: Axes, report: Report, code: str) -> None:
     count = report["languages"][code].get("examples")
     pairs = "" if count is None else f" ({count} pairs)"
     title = f"{LEFT_TO_RIGHT}{language_name(code)}{pairs}"
-    axes.set_title(title, fontsize=min(10, 450 / len(title)), loc="left", pad=15)
+    axes.set_title(title, fontsize=min(10, 450 / len(title)), loc="left", pad=17)
 
 
 def _outer_labels(panels: np.ndarray, used: int, y_label: str = "") -> None:

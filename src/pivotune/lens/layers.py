@@ -32,7 +32,7 @@ from pivotune.data.examples import is_english
 from pivotune.data.prompts import prompt_only
 from pivotune.errors import PivotuneError, check_number
 from pivotune.lens.entropy import EntropyCurve, question_entropies
-from pivotune.lens.plots import new_figure, save
+from pivotune.lens.plots import COLORS, GREY, new_figure, save
 from pivotune.methods.deep_supervision import paper_layers
 
 logger = logging.getLogger(__name__)
@@ -294,15 +294,15 @@ def plot(choice: LayerChoice, path_without_suffix: str | Path, title: str = "") 
 
     figure, axes = new_figure(6.4, 4.0)
     looks: dict[str, dict[str, Any]] = {
-        "target": {"color": "C0", "label": "target language"},
-        "english": {"color": "C7", "label": "English", "linestyle": "--"},
+        "target": {"color": COLORS[0], "label": "target language"},
+        "english": {"color": GREY, "label": "English", "linestyle": "--"},
     }
     for name, curve in choice.curves.items():
         layer, mean, half = np.arange(1, len(curve.mean) + 1), curve.mean, curve.half_width
         axes.plot(layer, mean, marker="o", markersize=3, **looks[name])
         axes.fill_between(layer, mean - half, mean + half, color=looks[name]["color"], alpha=0.2, linewidth=0)
     how = "" if choice.found else ", from the paper's depths"
-    for name, chosen, color in (("i", choice.conversion_layer, "C1"), ("j", choice.thinking_layer, "C2")):
+    for name, chosen, color in (("i", choice.conversion_layer, COLORS[1]), ("j", choice.thinking_layer, COLORS[2])):
         axes.axvline(chosen, color=color, linestyle=":", label=f"{name} = {chosen}{how}")
     axes.set_xlabel("layer")
     axes.set_ylabel("entropy of the logit lens, nats")

@@ -93,7 +93,7 @@ def save(figure: Figure, path_without_suffix: str | Path) -> list[Path]:
     """Write `figure` as PNG (150 dpi) and as SVG, and close it: it is empty afterwards.
 
     Args:
-        figure: from `new_figure`.
+        figure: from `new_figure` or `new_panels`.
         path_without_suffix: where to write; `.png` and `.svg` are appended. Its folder is created if need be.
 
     Returns:

@@ -21,7 +21,7 @@ from pivotune.errors import PivotuneError, check_choice, check_number
 from pivotune.lens.estimates import Tables
 from pivotune.lens.reading import Reading
 
-MOST_PAIRS = 1000
+MOST_PAIRS = 600
 """Of all languages together: beyond this a plot shows no more, and t-SNE takes minutes."""
 FEWEST_FOR_TSNE = 10
 """Pairs: with fewer there are no neighbourhoods to keep."""
