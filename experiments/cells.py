@@ -1,0 +1,421 @@
+"""One cell of a grid: train one model, ask it everything, look inside, keep the numbers and not the model.
+
+A cell is known by a hash of all that its numbers depend on: base weights, examples, options, steps, seed. Its result is
+one file named by that hash, written whole or not at all. So an interrupted grid goes on where it stopped, and nothing
+is reused after the base, the data or a setting has changed. Changes of the code are not part of the hash: each result
+names its commit, and RESULTS.md says which ones its table rests on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from experiments.cost import Cost, Size, affordable, cost, steps_of, total
+from experiments.settings import ANSWER_TOKENS, INSIDE_PAIRS, MAX_LENGTH, TFT, TRAINING, Budget, Recipe, Setting
+from experiments.tasks import TASKS, Record, Task, item, training_records
+from pivotune.anatomy import Anatomy
+from pivotune.checkpoint import load_run
+from pivotune.config import DataConfig, ModelConfig, RunConfig, TrainingOptions
+from pivotune.connection import Connection, Mode, connect
+from pivotune.data import ParallelExample, tokenize_examples
+from pivotune.generation import generate_texts
+from pivotune.lens import LayerChoice, choose_layers
+from pivotune.lens.calibration import ConnectionMeasure, SupervisionMeasure
+from pivotune.lens.estimates import RunningMean
+from pivotune.lens.reading import PairStream, Reading, read
+from pivotune.losses import cosine
+from pivotune.methods import CCTuningConfig, DeepSupervisionConfig
+from pivotune.taps import evaluating
+from pivotune.training import train
+
+FORMAT = 1  # of a result; raise it where old results must not be read any more
+STYLE = "plain"
+MODES: tuple[Mode, ...] = ("none", "english", "matrix")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model to train and to test.
+
+    Attributes:
+        setting: its layers are numbers.
+        learning_rate, seed, budget: of the training.
+        epochs: TFT's passes over the target questions, which the budget follows from.
+        splits: that are asked for: development, heldout or both.
+        items: how many of them per language, at most; all where None.
+        inside: whether to look inside too.
+    """
+
+    setting: Setting
+    learning_rate: float
+    seed: int
+    budget: Budget
+    epochs: float
+    splits: tuple[str, ...]
+    items: int | None = None
+    inside: bool = True
+
+    def __str__(self) -> str:
+        budget = ", equal FLOPs" if self.budget == "flops" else ""
+        return f"{self.setting.name}{budget}, rate {self.learning_rate:g}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A base model, a task and the languages to improve."""
+
+    base: str
+    task_name: str
+    languages: tuple[str, ...]
+
+    @cached_property
+    def task(self) -> Task:
+        return TASKS[self.task_name]()
+
+    @cached_property
+    def base_hash(self) -> str:
+        """Of every file that decides what the base model answers."""
+        digest = hashlib.sha256()
+        for path in sorted(Path(self.base).iterdir()):
+            if path.suffix in (".safetensors", ".json") and path.name != "provenance.json":
+                digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the base, and of every example that is trained on or asked for."""
+        records = [
+            [split, language, list(self.task.examples(split, language))]
+            for split in ("training", "development", "heldout")
+            for language in (*self.languages, "en")
+        ]
+        return _hash([FORMAT, self.base_hash, records])
+
+    def key(self, cell: Cell) -> str:
+        """The name of a cell's result."""
+        trained = cell.setting.method != "none"
+        content = {
+            "fingerprint": self.fingerprint,
+            "setting": {name: value for name, value in cell.setting.content().items() if name != "passes"},
+            "training": [dict(TRAINING), MAX_LENGTH, cell.learning_rate, cell.seed, self.steps(cell)]
+            if trained
+            else [],
+            "test": [cell.splits, cell.items, ANSWER_TOKENS, STYLE, INSIDE_PAIRS if cell.inside else 0],
+        }
+        return _hash(content)[:24]
+
+    # Data ----------------------------------------------------------------------------------------------------------
+
+    def training_records(self, recipe: Recipe, seed: int) -> list[Record]:
+        return training_records(self.task, self.languages, recipe, seed)
+
+    def questions(self, split: str, items: int | None) -> dict[str, list[Record]]:
+        """What is asked, by language: the target languages and English."""
+        return {
+            language: _spread(list(self.task.examples(split, language)), items) for language in (*self.languages, "en")
+        }
+
+    # Budgets -------------------------------------------------------------------------------------------------------
+
+    def steps(self, cell: Cell) -> int:
+        """Optimiser steps that the cell's budget allows."""
+        if cell.setting.method == "none":
+            return 0
+        plain, examples = self._cost(TFT)
+        steps = steps_of(examples, self._batch_size, cell.epochs)
+        if cell.budget == "steps":
+            return steps_of(examples, self._batch_size, cell.epochs * cell.setting.passes)
+        own, own_examples = self._cost(cell.setting)
+        return affordable(own, total(plain, steps, examples, self._batch_size), own_examples, self._batch_size)
+
+    def flops(self, cell: Cell) -> float:
+        """Of the cell's training."""
+        own, examples = self._cost(cell.setting)
+        return total(own, self.steps(cell), examples, self._batch_size)
+
+    def flops_per_step(self, setting: Setting) -> float:
+        own, examples = self._cost(setting)
+        return total(Cost(own.epoch, 0.0), 1, examples, self._batch_size)
+
+    _batch_size = TRAINING["per_device_train_batch_size"]
+
+    def _cost(self, setting: Setting) -> tuple[Cost, int]:
+        """Of one pass over the training data, and how many examples that is."""
+        name = _hash(setting.content())
+        if name not in self._costs:
+            # Shuffling moves English texts between examples, which changes no sum: one seed stands for all.
+            if setting.recipe not in self._tokenised:
+                examples = _examples(self.training_records(setting.recipe, 0))
+                rows, _ = tokenize_examples(examples, self._opened[1], STYLE, MAX_LENGTH)
+                self._tokenised[setting.recipe] = rows.to_list()
+            rows = self._tokenised[setting.recipe]
+            self._costs[name] = cost(setting, rows, self._size), len(rows)
+        return self._costs[name]
+
+    @cached_property
+    def _costs(self) -> dict[str, tuple[Cost, int]]:
+        return {}
+
+    @cached_property
+    def _tokenised(self) -> dict[str, list[dict[str, Any]]]:
+        return {}
+
+    @cached_property
+    def _size(self) -> Size:
+        return Size.of(self._opened[0])
+
+    @property
+    def num_layers(self) -> int:
+        return self._size.layers
+
+    @cached_property
+    def _opened(self) -> tuple[Any, Any]:
+        run = load_run(self.base, dtype=torch.float32, device="cpu")
+        return run.model, run.tokenizer
+
+    @cached_property
+    def choice(self) -> LayerChoice:
+        """The layers that `auto` stands for: chosen once, on the base, from the training questions."""
+        model, tokenizer = self._opened
+        examples = list(_examples(self.training_records("target", 0)))
+        with evaluating(model):
+            return choose_layers(model, tokenizer, examples, style=STYLE, max_length=MAX_LENGTH, batch_size=32)
+
+    @property
+    def layers(self) -> tuple[int, int]:
+        return self.choice.conversion_layer, self.choice.thinking_layer
+
+
+# Results -------------------------------------------------------------------------------------------------------------
+
+
+def result_file(folder: Path, key: str) -> Path:
+    return folder / f"{key}.json"
+
+
+def read_result(folder: Path, key: str) -> dict[str, Any] | None:
+    """The finished result of a cell; None where there is none."""
+    path = result_file(folder, key)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def write_result(folder: Path, key: str, result: dict[str, Any]) -> None:
+    """The whole file at once: a result that exists is complete."""
+    path = result_file(folder, key)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(result, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def environment() -> dict[str, Any]:
+    """Commit, versions and machine, for the head of a table."""
+
+    def git(*words: str) -> str:
+        try:
+            answer = subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent)
+        except OSError:
+            return ""
+        return answer.stdout.strip() if answer.returncode == 0 else ""
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "../src", ".")
+    return {
+        "commit": (git("rev-parse", "--short", "HEAD") or "unknown") + (" with changes" if changed else ""),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("pivotune", "torch", "transformers", "numpy", "scipy")},
+        "machine": platform.machine(),
+    }
+
+
+# Running -------------------------------------------------------------------------------------------------------------
+
+
+def work(lab: Lab, cell: Cell, folder: Path, where: dict[str, Any], keep: bool = False) -> str:
+    """Run a cell in this process and write its result; what it prints goes into a log that only a failure leaves.
+
+    Returns:
+        The cell's key.
+    """
+    torch.set_num_threads(1)  # the same sums in the same order on every machine
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    key = lab.key(cell)
+    place = folder / "work" / key
+    shutil.rmtree(place, ignore_errors=True)  # of a run that was interrupted
+    place.mkdir(parents=True)
+    log = folder / f"{key}.log"
+    with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        try:
+            result = run(lab, cell, place)
+        except Exception:
+            traceback.print_exc()
+            raise
+    write_result(folder, key, {"key": key, "cell": describe(lab, cell), **where, **result})
+    log.unlink()
+    if not keep:
+        shutil.rmtree(place)
+    return key
+
+
+def describe(lab: Lab, cell: Cell) -> dict[str, Any]:
+    """A cell in words and numbers, for its result."""
+    return {
+        "setting": cell.setting.name,
+        "options": cell.setting.content(),
+        "learning_rate": cell.learning_rate,
+        "seed": cell.seed,
+        "budget": cell.budget,
+        "epochs": cell.epochs,
+        "splits": list(cell.splits),
+        "items": cell.items,
+        "languages": list(lab.languages),
+        "task": lab.task_name,
+        "base": lab.base_hash,
+        "data": lab.fingerprint,
+    }
+
+
+def run(lab: Lab, cell: Cell, place: Path) -> dict[str, Any]:
+    """Train and test in an empty folder."""
+    started, model_folder = time.perf_counter(), Path(lab.base)
+    training_seconds = 0.0
+    if cell.setting.method != "none":
+        data = place / "train.jsonl"
+        records = lab.training_records(cell.setting.recipe, cell.seed)
+        data.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records), encoding="utf-8")
+        config = run_config(cell, lab.base, data, place / "run", lab.steps(cell))
+        before = time.process_time()
+        model_folder = train(config)
+        training_seconds = time.process_time() - before
+    opened = load_run(model_folder, dtype=torch.float32, device="cpu")
+    model, tokenizer = opened.model, opened.tokenizer
+    trained, connection, modes = opened.connection_tensors(), None, MODES[:1]
+    if trained is not None:
+        connection, modes = Connection(model, *trained), MODES
+        connect(model, connection, "none")
+
+    questions = {split: lab.questions(split, cell.items) for split in cell.splits}
+    answers = {
+        split: {mode: _ask(model, tokenizer, asked, mode) for mode in modes} for split, asked in questions.items()
+    }
+    inside = {}
+    if cell.inside:
+        asked = {language: _spread(some, INSIDE_PAIRS) for language, some in questions[cell.splits[-1]].items()}
+        inside = {name: look_inside(model, tokenizer, some, connection) for name, some in asked.items() if name != "en"}
+    return {
+        "steps": lab.steps(cell),
+        "flops": lab.flops(cell),
+        "flops_per_step": lab.flops_per_step(cell.setting),
+        "answers": answers,
+        "inside": inside,
+        "terms": opened.info.get("terms", {}),
+        "transform_matrix": opened.info.get("transform_matrix"),
+        "training_cpu_seconds": round(training_seconds, 2),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def run_config(cell: Cell, base: str, data: Path, output: Path, steps: int) -> RunConfig:
+    """The training run of a cell."""
+    setting = cell.setting
+    assert setting.method != "none"
+    return RunConfig(
+        output=str(output),
+        method=setting.method,
+        model=ModelConfig(base),
+        data=DataConfig(str(data), style="plain", max_length=MAX_LENGTH),
+        deep_supervision=setting.deep_supervision or DeepSupervisionConfig(),
+        cc_tuning=setting.cc_tuning or CCTuningConfig(),
+        training=TrainingOptions(
+            learning_rate=cell.learning_rate,
+            max_steps=steps,
+            seed=cell.seed,
+            use_cpu=True,  # a GPU would give other numbers
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            **TRAINING,
+        ),
+    )
+
+
+def _ask(model: Any, tokenizer: Any, questions: dict[str, list[Record]], mode: Mode) -> dict[str, Any]:
+    """Which items are answered word for word."""
+    found = {}
+    for language, records in questions.items():
+        asked = list(_examples(records))
+        answers = generate_texts(
+            model, tokenizer, asked, style=STYLE, connection=mode, batch_size=64, max_new_tokens=ANSWER_TOKENS
+        )
+        right = [int(a == q.text.answer.strip()) for a, q in zip(answers, asked, strict=True)]
+        found[language] = {"items": [item(record) for record in records], "right": right}
+    return found
+
+
+def look_inside(
+    model: Any, tokenizer: Any, records: Sequence[Record], connection: Connection | None = None
+) -> dict[str, list[float]]:
+    """Means over the pairs of one language, one number per layer: what deep supervision asks for (see
+    `SupervisionMeasure`; cosines of the last token too), and of a connection how far the Transform Matrix stands in for
+    English."""
+    anatomy = Anatomy(model)
+    supervision = SupervisionMeasure(anatomy)
+    connected = None if connection is None else ConnectionMeasure(connection)
+    means: dict[str, RunningMean] = {}
+    with evaluating(model):
+        batches = PairStream(tokenizer, STYLE, batch_size=32, max_length=MAX_LENGTH).batches(_examples(records))
+        for _, examples, batch in batches:
+            reading = read(anatomy, examples, batch, feed_forward=connected is not None)
+            tables = {**supervision.add(reading), **_last_token_cosines(anatomy, reading)}
+            if connected is not None:
+                tables |= connected.add(reading)
+            for name, rows in tables.items():
+                means.setdefault(name, RunningMean()).add(rows)
+    found = {name: [round(value, 6) for value in mean.mean.tolist()] for name, mean in means.items()}
+    if connected is not None:
+        summary = connected.summary()
+        found |= {name: [round(summary[name], 6)] for name in ("r2", "r2_of_copy") if summary.get(name) is not None}
+    return found
+
+
+def _last_token_cosines(anatomy: Anatomy, reading: Reading) -> dict[str, torch.Tensor]:
+    """As the cosines of `SupervisionMeasure`, between the questions' last tokens."""
+    top = reading.english.pooled(anatomy.num_layers, "last_token")
+    columns: dict[str, list[torch.Tensor]] = {"question_cosine_last": [], "answer_cosine_last": []}
+    for layer in range(1, anatomy.num_layers + 1):
+        own, english = (side.pooled(layer, "last_token") for side in (reading.target, reading.english))
+        columns["question_cosine_last"].append(cosine(english, own))
+        columns["answer_cosine_last"].append(cosine(top, own))
+    return {name: torch.stack(column, dim=1) for name, column in columns.items()}
+
+
+def _examples(records: Sequence[Record]) -> Iterator[ParallelExample]:
+    for record in records:
+        yield ParallelExample.from_dict(record, where=str(record["id"]))
+
+
+def _spread(records: list[Record], count: int | None) -> list[Record]:
+    """At most `count`, evenly spread over all of them: the facts are sorted, and their beginning is no sample."""
+    if count is None or count >= len(records):
+        return records
+    return [records[k * len(records) // count] for k in range(count)]
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

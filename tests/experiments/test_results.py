@@ -1,0 +1,108 @@
+"""RESULTS.md: sections are replaced, prose is not touched, and what is said follows from the numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.results import headline, learning_rates, write_section
+from experiments.settings import TFT, by_name
+from pivotune.errors import PivotuneError
+
+
+def test_sections_are_replaced_and_prose_stays(tmp_path: Path) -> None:
+    path = tmp_path / "RESULTS.md"
+    path.write_text("# Results\n\nBefore.\n\n<!-- begin: a -->\nold\n<!-- end: a -->\n\nAfter.\n")
+    write_section(path, "a", "new \\1 line\n")
+    write_section(path, "b", "another")
+    expected = (
+        "# Results\n\nBefore.\n\n<!-- begin: a -->\nnew \\1 line\n<!-- end: a -->\n\nAfter.\n\n"
+        "<!-- begin: b -->\nanother\n<!-- end: b -->\n"
+    )
+    assert path.read_text() == expected
+    write_section(path, "a", "new \\1 line")
+    assert path.read_text() == expected
+    path.unlink()
+    write_section(path, "a", "first")
+    assert path.read_text() == "<!-- begin: a -->\nfirst\n<!-- end: a -->\n"
+
+
+def test_a_lost_marker_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "RESULTS.md"
+    path.write_text("<!-- begin: a -->\nold\n")
+    with pytest.raises(PivotuneError, match="Restore the marker"):
+        write_section(path, "a", "new")
+
+
+def simulated(name: str, share: float, nats: float, seeds: int = 5) -> list[dict[str, Any]]:
+    """Results of a row that answers this share of 200 items, in two languages; English always."""
+    draw = np.random.default_rng(sum(map(ord, name)))
+    items = [f"item {k}" for k in range(200)]
+    out = []
+    for seed in range(seeds):
+        answers = {
+            language: {
+                "items": items,
+                "right": (draw.random(200) < (1 if language == "en" else share)).astype(int).tolist(),
+            }
+            for language in ("zh", "vi", "en")
+        }
+        jitter = nats + 0.01 * draw.normal()
+        columns = ("question_nats", "answer_nats", "question_cosine", "answer_cosine")
+        columns += ("question_cosine_last", "answer_cosine_last")
+        out.append(
+            {
+                "cell": {"learning_rate": 1e-3, "seed": seed},
+                "answers": {"heldout": {"none": answers}},
+                "inside": {language: {column: [jitter] * 8 for column in columns} for language in ("zh", "vi")},
+                "terms": {term: {"first": 3.0, "last": 1.0} for term in ("language_conversion", "english_thinking")},
+                "steps": 100,
+                "flops_per_step": 2.0,
+                "training_cpu_seconds": 10.0,
+            }
+        )
+    return out
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    rows = {"TFT": (0.4, 3.0), "logits": (0.7, 2.0), "feature": (0.4, 3.0), "logits, shuffled": (0.4, 3.0)}
+    steps = [
+        ((by_name(name) if name != "TFT" else TFT).at_layers((1, 4)), simulated(name, *how))
+        for name, how in rows.items()
+    ]
+    return headline({"steps": steps, "flops": steps[1:2]}, simulated("base", 0.2, 4.0, 1)[0], ["zh", "vi"], "heldout")
+
+
+def test_the_headline_finds_what_was_planted(text: str) -> None:
+    assert "Gain in all languages: logits. Lose in all languages: none." in text
+    assert "Gain in English: none. Lose in English: none." in text
+    assert "logits, shuffled: no gain." in text
+    lines = {line.split("|")[1].strip(): line for line in text.split("### Did")[1].split("\n") if line.startswith("|")}
+    assert "LC yes: -1.0" in lines["logits"] and "ET yes: -1.0" in lines["logits"]
+    assert "LC no" in lines["feature"] and "LC 3.00 -> 1.00" in lines["feature"]
+
+
+def test_one_seed_is_not_judged() -> None:
+    steps = [(one.at_layers((1, 4)), simulated(one.name, 0.4, 3.0, 1)) for one in (TFT, by_name("logits"))]
+    text = headline({"steps": steps, "flops": []}, simulated("base", 0.2, 4.0, 1)[0], ["zh", "vi"], "heldout")
+    assert "are not judged" in text and "one seed" in text and "nan" not in text
+
+
+def test_the_headline_is_in_order(text: str) -> None:
+    rows = ["### Exact match", "### Against TFT, equal steps", "### Against TFT, equal FLOPs", "### Cost", "### Did"]
+    assert [text.index(head) for head in rows] == sorted(text.index(head) for head in rows)
+    assert "| base model " in text and "nan" not in text
+
+
+def test_learning_rates_at_an_end_of_the_list_are_pointed_out() -> None:
+    scores: dict[str, dict[float, float | None]] = {
+        "a": {1e-4: 0.1, 2e-4: 0.3, 4e-4: 0.2},
+        "b": {1e-4: 0.4, 2e-4: 0.3, 4e-4: None},
+    }
+    text = learning_rates(scores, {"a": 2e-4, "b": 1e-4})
+    assert "**30.0**" in text and "failed" in text
+    assert "may lie beyond: b." in text
