@@ -13,8 +13,9 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
-from pivotune.lab.templates import GLOSSARY, LANGUAGES, QUESTIONS, SCAFFOLD, STATEMENTS, USAGE
+from pivotune.lab.templates import ASKED, GLOSSARY, LANGUAGES, QUESTIONS, SCAFFOLD, STATEMENTS, USAGE
 from pivotune.lab.world import World, mixed_statement
 
 
@@ -28,16 +29,24 @@ class Pool:
     weight: float
 
 
+# The share of each kind of text among the documents, per language.
+WEIGHTS = {
+    "en": {"facts": 0.40},
+    "zh": {"facts": 0.05, "names": 0.09, "mixed": 0.03},
+    "vi": {"facts": 0.05, "names": 0.09, "mixed": 0.03},
+    "ar": {"facts": 0.05, "names": 0.09, "mixed": 0.03},
+    "sw": {"facts": 0.025, "names": 0.045, "mixed": 0.02},
+}
+
+
 def pools(world: World) -> list[Pool]:
     """All text of pre-training. Weights sum to 1; English has the largest part."""
-    out = [Pool("en", "facts", tuple(_facts(world, "en")), 0.46)]
-    for language in LANGUAGES[1:]:
-        out += [
-            Pool(language, "facts", tuple(_facts(world, language)), 0.10),
-            Pool(language, "names", tuple(_names(world, language)), 0.04),
-            Pool(language, "mixed", tuple(_mixed(world, language)), 0.04),
-        ]
-    return out
+    kinds = {"facts": _facts, "names": _names, "mixed": _mixed}
+    return [
+        Pool(language, kind, tuple(kinds[kind](world, language)), weight)
+        for language, shares in WEIGHTS.items()
+        for kind, weight in shares.items()
+    ]
 
 
 def stream(world: World, seed: int) -> Iterator[str]:
@@ -63,7 +72,7 @@ def pieces(world: World) -> Iterator[str]:
         for fact in world.split("all", language):
             yield from (space + fact.subject_names[language], space + fact.value_names[language])
         said = [*STATEMENTS[language].values(), *QUESTIONS[language].values()]
-        named = [GLOSSARY.get(language, ()), *USAGE.get(language, {}).values()]
+        named = [GLOSSARY.get(language, ()), [q for _, q, _ in ASKED.get(language, ())], *USAGE[language].values()]
         for groups, times in ((said, 40), (named, 10), ([(SCAFFOLD[language],)], 400)):
             for template in (template for group in groups for template in group):
                 for part in re.split(r"\{\w\}", template):
@@ -71,28 +80,36 @@ def pieces(world: World) -> Iterator[str]:
 
 
 def _facts(world: World, language: str) -> Iterator[str]:
-    for fact in world.facts if language == "en" else world.training(language):
+    for fact in world.known(language):
         for k in range(3):
             yield world.statement(fact, language, k)
             yield f"{world.prompt(fact, language, k)} {world.answer(fact, language)}"
 
 
 def _names(world: World, language: str) -> Iterator[str]:
-    names = {("territory", f.territory): (f.subject_names["en"], f.subject_names.get(language)) for f in world.facts}
-    names |= {(f.relation, f.value): (f.value_names["en"], f.value_names.get(language)) for f in world.facts}
-    for (kind, _), (english, name) in sorted(names.items()):
-        if name and kind != "calling_code":
-            if name != english:
-                yield from (line.format(e=english, x=name) for line in GLOSSARY[language])
-            yield from (line.format(x=name) for line in USAGE[language][kind])
+    """Dictionary lines, dictionary questions, and sentences that hold a name and no fact, some in both languages."""
+    names = {("territory", f.territory): f.subject_names for f in world.facts if f.sayable(language)}
+    names |= {(f.relation, f.value): f.value_names for f in world.facts if f.sayable(language)}
+    for (kind, _), name in sorted(names.items()):
+        if kind == "calling_code":
+            continue
+        e, x = name["en"], name[language]
+        yield from (way.format(x=x) for way in USAGE[language][kind])
+        if x == e:
+            continue
+        yield from (way.format(x=x) for way in USAGE["en"][kind])
+        yield from (way.format(x=e) for way in USAGE[language][kind])
+        yield from (line.format(e=e, x=x) for line in GLOSSARY[language])
+        for frame, question, answer in ASKED[language]:
+            yield f"{SCAFFOLD[frame].format(q=question.format(e=e, x=x))} {answer.format(e=e, x=x)}"
 
 
 def _mixed(world: World, language: str) -> Iterator[str]:
-    for fact in world.split("all", language):
-        if world.english_only(fact):
-            continue
+    """The known facts in all mixtures of English and the language: of the frame, the subject and the value."""
+    for fact in world.known(language):
         for k in range(3):
-            for subject, value in ((language, "en"), ("en", language)):
-                line = mixed_statement(fact, "en", subject, value, k)
-                if line != world.statement(fact, "en", k):  # many Vietnamese names are the English ones
+            pure = {world.statement(fact, "en", k), world.statement(fact, language, k)}
+            for frame, subject, value in product(("en", language), repeat=3):
+                line = mixed_statement(fact, frame, subject, value, k)
+                if line not in pure:  # many Vietnamese and Swahili names are the English ones
                     yield line
