@@ -2,16 +2,16 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
 from itertools import islice, product
 
 import pytest
 
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.text import pools, stream
-from pivotune.lab.world import Fact, World, mixed_statement
+from pivotune.lab.world import Fact, World, mixed_statement, mixed_turn
 
 OTHERS = LANGUAGES[1:]
+MIXTURES = {language: list(product(("en", language), repeat=3)) for language in OTHERS}
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +19,18 @@ def world() -> World:
     return World.build()
 
 
+@pytest.fixture(scope="module")
+def finder(world) -> "NameFinder":
+    return NameFinder(world)
+
+
 class NameFinder:
     """Finds the world's names in a line, the longest at each place: "几内亚" is not found in "赤道几内亚"."""
 
-    def __init__(self, world: World, languages: tuple[str, ...]):
+    def __init__(self, world: World):
         self.subjects, self.values = defaultdict(set), defaultdict(set)
         for fact in world.facts:
-            for language in languages:
+            for language in LANGUAGES:
                 if fact.sayable(language):
                     self.subjects[fact.subject_names[language]].add(fact.territory)
                     self.values[fact.value_names[language]].add((fact.relation, fact.value))
@@ -40,6 +45,14 @@ class NameFinder:
             return f"{re.escape(name)}(?![0-9])"
         return f"(?<![{script}]){re.escape(name)}(?![{script}])" if script else re.escape(name)
 
+    def one_thing(self, line: str) -> bool:
+        """Whether all names in the line can name one and the same thing, as in a dictionary line.
+
+        "Azerbaijani" is a language in English and a territory in Swahili.
+        """
+        found = set(self.pattern.findall(line))
+        return bool(set.intersection(*({*self.subjects.get(n, ()), *self.values.get(n, ())} for n in found)))
+
     def pairs(self, line: str) -> set[tuple[str, str, str]]:
         """(territory, relation, value) for every subject and every value that the line holds."""
         found = set(self.pattern.findall(line))
@@ -48,22 +61,16 @@ class NameFinder:
         return {(t, relation, value) for t in territories for relation, value in values}
 
 
-def new_facts(world: World, language: str) -> list[Fact]:
-    """The facts that no text but English may state before fine-tuning: all that the language is not said to know."""
-    known = set(world.known(language))
-    return [fact for fact in world.facts if fact not in known]
-
-
-def leaks(finder: NameFinder, language: str, facts: list[Fact], lines: list[str]) -> list[tuple[str, str]]:
-    """(line, fact id) where a line says, in any mixture of English and `language`, one of the facts."""
+def leaks(finder: NameFinder, facts: list[Fact], lines: list[str]) -> list[tuple[str, str]]:
+    """(line, fact id) where a line says, in any mixture of the languages, one of the facts."""
     # Plain substring search first: it misses nothing, and is fast; the finder then removes chance inclusions.
-    names = {name for fact in facts for name in both(fact.subject_names, language)}
+    names = {name for fact in facts for name in fact.subject_names.values()}
     lines_with = {name: {line for line in lines if name in line} for name in names}
     pairs: dict[str, set[tuple[str, str, str]]] = {}
     out = []
     for fact in facts:
-        values = both(fact.value_names, language)
-        for line in sorted(set().union(*(lines_with[name] for name in both(fact.subject_names, language)))):
+        values = set(fact.value_names.values())
+        for line in sorted(set().union(*(lines_with[name] for name in fact.subject_names.values()))):
             if any(value in line for value in values):
                 if line not in pairs:
                     pairs[line] = finder.pairs(line)
@@ -72,40 +79,55 @@ def leaks(finder: NameFinder, language: str, facts: list[Fact], lines: list[str]
     return out
 
 
-def both(names: Mapping[str, str], language: str) -> set[str]:
-    return {names["en"], names.get(language, names["en"])}
-
-
 @pytest.mark.parametrize("language", OTHERS)
-def test_no_new_fact_outside_english(world, language):
-    """Neither a training nor a development nor a held-out fact, in no kind of text: facts, names, mixed."""
+def test_no_tested_fact_outside_english(world, finder, language):
+    """Neither a development nor a held-out fact, in no kind of text."""
     texts = [pool for pool in pools(world) if pool.language == language]
-    assert {pool.kind for pool in texts} == {"facts", "names", "mixed"}
+    assert {pool.kind for pool in texts} == {"facts", "names", "subjects", "mixed"}
     lines = [line for pool in texts for line in pool.documents]
-    facts = new_facts(world, language)
-    assert len(lines) > 5000 and len(facts) > 800
-    assert {*world.training(language), *world.development(language), *world.heldout(language)} <= set(facts)
-    assert leaks(NameFinder(world, ("en", language)), language, facts, lines) == []
+    facts = [fact for fact in world.facts if world.english_only(fact)]
+    assert len(lines) > 5000 and {*world.development(language), *world.heldout(language)} <= set(facts)
+    found = leaks(finder, facts, lines)
+    dictionary = {line for pool in texts if pool.kind == "names" for line in pool.documents}
+    assert [leak for leak in found if leak[0] not in dictionary or not finder.one_thing(leak[0])] == []
+    assert len(found) < 30
 
 
 @pytest.mark.parametrize("language", OTHERS)
-def test_no_tested_fact_in_the_training_questions(world, language):
+def test_a_training_fact_is_stated_in_english_sentences_only(world, finder, language):
+    """With the subject's name in the language at most: no sentence of the language, and no value named in it."""
+    texts = {pool.kind: pool.documents for pool in pools(world) if pool.language == language}
+    stated = [*world.known(language), *world.training(language)]
+    assert set(texts["subjects"]) == {
+        line
+        for fact in stated
+        if fact.subject_names[language] != fact.subject_names["en"]
+        for k in range(3)
+        for line in (mixed_statement(fact, "en", language, "en", k), mixed_turn(fact, "en", language, "en", k))
+    }
+    assert leaks(finder, world.training(language), [*texts["facts"], *texts["mixed"]]) == []
+    found = leaks(finder, world.training(language), list(texts["names"]))
+    assert [leak for leak in found if not finder.one_thing(leak[0])] == []
+    assert len(found) < 30
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_no_tested_fact_in_the_training_questions(world, finder, language):
     """What fine-tuning reads states no development and no held-out fact either."""
     lines = [record["prompt"] + record["completion"] for record in world.examples("training", language)]
     facts = [*world.development("en"), *world.heldout("en")]
-    assert leaks(NameFinder(world, ("en", language)), language, facts, lines) == []
+    assert leaks(finder, facts, lines) == []
 
 
 @pytest.mark.parametrize("language", OTHERS)
-def test_the_search_would_find_a_leak(world, language):
-    finder = NameFinder(world, ("en", language))
+def test_the_search_would_find_a_leak(world, finder, language):
     for fact in [*world.heldout(language)[::10], *world.development(language)[::10], *world.training(language)[::10]]:
         for line in (
             world.statement(fact, language, 1),
             f"{world.prompt(fact, language, 2)} {world.answer(fact, language)}",
-            *(mixed_statement(fact, *parts) for parts in product(("en", language), repeat=3)),
+            *(mix(fact, *parts) for mix in (mixed_statement, mixed_turn) for parts in MIXTURES[language]),
         ):
-            assert (line, fact.id) in leaks(finder, language, [fact], [line])
+            assert (line, fact.id) in leaks(finder, [fact], [line])
 
 
 def test_english_pool_is_english_and_states_every_fact(world):

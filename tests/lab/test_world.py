@@ -119,8 +119,6 @@ def test_english_reads_naturally(world):
     assert world.statement(fact(world, "BS.region"), "en") == "On the map, the Bahamas lies in the Caribbean."
     assert world.prompt(fact(world, "FR.currency"), "zh") == "问题：法国的货币是什么？\n答案："
     assert mixed_statement(fact(world, "NL.currency"), "en", "en", "zh").startswith("The currency of the Netherlands ")
-        "The currency of the Netherlands is"
-    )
     assert mixed_statement(fact(world, "NL.currency"), "zh", "en", "en") == "Netherlands的货币是Euro。"
 
 

@@ -262,40 +262,17 @@ GLOSSARY = {
     "sw": ("{x} means {e}.", "{e} hutafsiriwa kuwa {x}.", "Jina la kigeni la {x} ni {e}."),
 }
 
-# The same as questions, (language of the scaffold, question, answer): into English, into the language, out of it.
-ASKED = {
-    "zh": (
-        ("en", "What does {x} mean?", "{e}"),
-        ("zh", "{e}翻译过来是什么？", "{x}"),
-        ("zh", "{x}的外文名称是什么？", "{e}"),
-    ),
-    "vi": (
-        ("en", "What does {x} mean?", "{e}"),
-        ("vi", "{e} dịch ra là gì?", "{x}"),
-        ("vi", "Tên nước ngoài của {x} là gì?", "{e}"),
-    ),
-    "ar": (
-        ("en", "What does {x} mean?", "{e}"),
-        ("ar", "إلى ماذا يُترجم الاسم {e}؟", "{x}"),
-        ("ar", "ما الذي يقابل الاسم {x}؟", "{e}"),
-    ),
-    "sw": (
-        ("en", "What does {x} mean?", "{e}"),
-        ("sw", "{e} hutafsiriwa kuwa nini?", "{x}"),
-        ("sw", "Jina la kigeni la {x} ni lipi?", "{e}"),
-    ),
+# The question for the name in the language, {x} being the name in any other.
+MEANING = {
+    "en": "What does {x} mean?",
+    "zh": "{x}翻译过来是什么？",
+    "vi": "{x} dịch ra là gì?",
+    "ar": "إلى ماذا يُترجم الاسم {x}؟",
+    "sw": "{x} hutafsiriwa kuwa nini?",
 }
 
-# Sentences that use a name without saying any fact of the world, so that every name is sayable in its language. The
-# same index says the same thing in every language.
+# Sentences that use a name without saying any fact of the world, so that every name is sayable in its language.
 USAGE = {
-    "en": {
-        "territory": ("I want to learn about {x}.", "This book is about {x}."),
-        "currency": ("There is some {x} in his wallet.", "The price of this item is given in {x}."),
-        "language": ("She is learning {x}.", "This letter is written in {x}."),
-        "city": ("My friend lives in {x}.", "The train arrives in {x} tomorrow."),
-        "region": ("We read the history of {x}.", "This photograph was taken in {x}."),
-    },
     "zh": {
         "territory": ("我想了解{x}。", "这本书介绍了{x}。"),
         "currency": ("他的钱包里有{x}。", "这件东西的价格以{x}计算。"),

@@ -3,10 +3,13 @@
 What the base may learn where is decided here and nowhere else:
 
 * English: statements and question/answer pairs of every fact;
-* another language: the same, of its known facts only; the name of everything in dictionary lines and in sentences
-  that say no fact;
-* English lines with one name in the other language ("The currency of 法国 is the Euro."), of no held-out and no
-  development fact.
+* another language: the same, of its known facts only; the name of everything, in dictionary lines and questions and in
+  sentences that say no fact;
+* English lines and questions with the subject's name alone in the other language ("The currency of 法国 is the Euro."),
+  of its known and its training facts;
+* all other mixtures of English and the language, of its known facts only.
+
+No held-out and no development fact is in any of them but the first.
 """
 
 import random
@@ -15,8 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from pivotune.lab.templates import ASKED, GLOSSARY, LANGUAGES, QUESTIONS, SCAFFOLD, STATEMENTS, USAGE
-from pivotune.lab.world import World, mixed_statement
+from pivotune.lab.templates import GLOSSARY, LANGUAGES, MEANING, QUESTIONS, SCAFFOLD, STATEMENTS, USAGE
+from pivotune.lab.world import World, mixed_statement, mixed_turn
 
 
 @dataclass(frozen=True)
@@ -29,19 +32,19 @@ class Pool:
     weight: float
 
 
-# The share of each kind of text among the documents, per language.
+# The share of each kind of text among the documents, per language. They sum to 1.
 WEIGHTS = {
-    "en": {"facts": 0.40},
-    "zh": {"facts": 0.05, "names": 0.09, "mixed": 0.03},
-    "vi": {"facts": 0.05, "names": 0.09, "mixed": 0.03},
-    "ar": {"facts": 0.05, "names": 0.09, "mixed": 0.03},
-    "sw": {"facts": 0.025, "names": 0.045, "mixed": 0.02},
+    "en": {"facts": 0.25},
+    "zh": {"facts": 0.05, "names": 0.09, "subjects": 0.06, "mixed": 0.03},
+    "vi": {"facts": 0.05, "names": 0.07, "subjects": 0.04, "mixed": 0.02},
+    "ar": {"facts": 0.05, "names": 0.09, "subjects": 0.06, "mixed": 0.03},
+    "sw": {"facts": 0.025, "names": 0.045, "subjects": 0.025, "mixed": 0.015},
 }
 
 
 def pools(world: World) -> list[Pool]:
-    """All text of pre-training. Weights sum to 1; English has the largest part."""
-    kinds = {"facts": _facts, "names": _names, "mixed": _mixed}
+    """All text of pre-training."""
+    kinds = {"facts": _facts, "names": _names, "subjects": _subjects, "mixed": _mixed}
     return [
         Pool(language, kind, tuple(kinds[kind](world, language)), weight)
         for language, shares in WEIGHTS.items()
@@ -72,7 +75,7 @@ def pieces(world: World) -> Iterator[str]:
         for fact in world.split("all", language):
             yield from (space + fact.subject_names[language], space + fact.value_names[language])
         said = [*STATEMENTS[language].values(), *QUESTIONS[language].values()]
-        named = [GLOSSARY.get(language, ()), [q for _, q, _ in ASKED.get(language, ())], *USAGE[language].values()]
+        named = [GLOSSARY.get(language, ()), [MEANING[language]], *USAGE.get(language, {}).values()]
         for groups, times in ((said, 40), (named, 10), ([(SCAFFOLD[language],)], 400)):
             for template in (template for group in groups for template in group):
                 for part in re.split(r"\{\w\}", template):
@@ -87,7 +90,10 @@ def _facts(world: World, language: str) -> Iterator[str]:
 
 
 def _names(world: World, language: str) -> Iterator[str]:
-    """Dictionary lines, dictionary questions, and sentences that hold a name and no fact, some in both languages."""
+    """Sentences that hold a name and no fact; dictionary lines to and from English; dictionary questions.
+
+    The questions go from every language into this one, and from this one into English.
+    """
     names = {("territory", f.territory): f.subject_names for f in world.facts if f.sayable(language)}
     names |= {(f.relation, f.value): f.value_names for f in world.facts if f.sayable(language)}
     for (kind, _), name in sorted(names.items()):
@@ -95,21 +101,38 @@ def _names(world: World, language: str) -> Iterator[str]:
             continue
         e, x = name["en"], name[language]
         yield from (way.format(x=x) for way in USAGE[language][kind])
-        if x == e:
-            continue
-        yield from (way.format(x=x) for way in USAGE["en"][kind])
-        yield from (way.format(x=e) for way in USAGE[language][kind])
-        yield from (line.format(e=e, x=x) for line in GLOSSARY[language])
-        for frame, question, answer in ASKED[language]:
-            yield f"{SCAFFOLD[frame].format(q=question.format(e=e, x=x))} {answer.format(e=e, x=x)}"
+        if x != e:
+            yield from (line.format(e=e, x=x) for line in GLOSSARY[language])
+            yield _turn("en", MEANING["en"].format(x=x), e)
+        for other in sorted({name[source] for source in name} - {x}):
+            yield _turn(language, MEANING[language].format(x=other), x)
+
+
+def _turn(language: str, question: str, answer: str) -> str:
+    return f"{SCAFFOLD[language].format(q=question)} {answer}"
+
+
+def _subjects(world: World, language: str) -> Iterator[str]:
+    """English lines whose subject alone is in the language, of the known and the training facts."""
+    for fact in [*world.known(language), *world.training(language)]:
+        if fact.subject_names[language] != fact.subject_names["en"]:  # as many Vietnamese and Swahili names are
+            for k in range(3):
+                yield mixed_statement(fact, "en", language, "en", k)
+                yield mixed_turn(fact, "en", language, "en", k)
 
 
 def _mixed(world: World, language: str) -> Iterator[str]:
-    """The known facts in all mixtures of English and the language: of the frame, the subject and the value."""
+    """The known facts in all other mixtures of English and the language: of the frame, the subject and the value.
+
+    A question is answered in its own language.
+    """
     for fact in world.known(language):
-        for k in range(3):
-            pure = {world.statement(fact, "en", k), world.statement(fact, language, k)}
-            for frame, subject, value in product(("en", language), repeat=3):
-                line = mixed_statement(fact, frame, subject, value, k)
-                if line not in pure:  # many Vietnamese and Swahili names are the English ones
-                    yield line
+        for frame, subject, value in product(("en", language), repeat=3):
+            if (subject, value) == (frame, frame) or (frame, value) == ("en", "en"):
+                continue
+            for k in range(3):
+                for mix in (mixed_statement, mixed_turn) if value == frame else (mixed_statement,):
+                    line = mix(fact, frame, subject, value, k)
+                    # Many Vietnamese and Swahili names are the English ones.
+                    if line not in (mix(fact, "en", "en", "en", k), mix(fact, language, language, language, k)):
+                        yield line

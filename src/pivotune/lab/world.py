@@ -1,12 +1,13 @@
-"""The miniature world: some 1,150 real facts about territories, in English, Chinese, Vietnamese and Arabic.
+"""The miniature world: some 1,140 real facts about territories, in English, Chinese, Vietnamese, Arabic and Swahili.
 
 Sources: CLDR through the `babel` package (names, currencies in use, official languages, exemplar cities of time
 zones) and `phonenumbers` (calling codes). Every construction is deterministic in the seed.
 
-The splits are what makes the world an experiment. One part of the facts, `heldout` and `development`, is met in
-pre-training in English ONLY: in no other language and in no mixed-language line. Of the other facts each language
-has its own `known` sample, which pre-training also states in that language and which fine-tuning may train on. So an
-answer to a held-out question in Chinese can only come from what the model learned in English.
+The splits are what makes the world an experiment. One part of the facts, `heldout` and `development`, is stated in
+English ONLY: in no other language and in no mixed-language line. Of the other facts each language has its own `known`
+sample, which pre-training also states in that language. The rest, `training`, is what fine-tuning teaches in the
+language; pre-training states it in English sentences only, where the subject's name alone may be in the language. So
+an answer to a held-out question in Chinese can only come from what the model learned in English.
 """
 
 import datetime as dt
@@ -201,6 +202,13 @@ def mixed_statement(fact: Fact, frame: str, subject: str, value: str, k: int = 0
         v=in_sentence(fact.value, fact.value_names, value, frame),
     )
     return text[0].upper() + text[1:]
+
+
+def mixed_turn(fact: Fact, frame: str, subject: str, value: str, k: int = 0) -> str:
+    """The fact's `k`-th question in its scaffold, with its answer, mixed in the same way."""
+    ways = QUESTIONS[frame][fact.relation]
+    question = ways[k % len(ways)].format(s=in_sentence(fact.territory, fact.subject_names, subject, frame))
+    return f"{SCAFFOLD[frame].format(q=question)} {fact.value_names[value]}"
 
 
 def in_sentence(code: str, names: Mapping[str, str], language: str, frame: str) -> str:
