@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pivotune.lab.templates import LANGUAGES, QUESTIONS, RELATIONS, STATEMENTS
-from pivotune.lab.world import SPLITS, World
+from pivotune.lab.world import SPLITS, World, mixed_statement
 
 OTHERS = LANGUAGES[1:]
 
@@ -24,9 +24,12 @@ def test_counts(world):
     assert {f.relation for f in world.facts} == set(RELATIONS)
     assert 1100 < len(world.facts) < 1250
     assert len({f.id for f in world.facts}) == len(world.facts)
+    assert world.known("en") == list(world.facts)
     for language in OTHERS:
-        # A minority is met in the language, and CLDR leaves next to nothing unnamed.
+        # A minority is met in the language, more is taught by fine-tuning, and CLDR leaves next to nothing unnamed.
+        assert 0.15 < len(world.known(language)) / len(world.facts) < 0.25
         assert 0.35 < len(world.training(language)) / len(world.facts) < 0.45
+        assert len(world.development(language)) > 100
         assert len(world.heldout(language)) > 300
         assert len(world.split("all", language)) > len(world.facts) - 10
 
@@ -43,6 +46,10 @@ def test_counts(world):
         ("PE.region", {"en": "South America", "zh": "南美洲", "vi": "Nam Mỹ", "ar": "أمريكا الجنوبية"}),
         ("BT.currency", {"en": "Bhutanese Ngultrum"}),  # Bhutan uses the Indian Rupee too
         ("RS.language", {"en": "Serbian"}),  # not "Serbian (Latin)"
+        ("EG.language", {"en": "Arabic", "sw": "Kiarabu"}),
+        ("KE.currency", {"en": "Kenyan Shilling", "sw": "Shilingi ya Kenya"}),
+        ("MX.city", {"en": "Mexico City", "sw": "Jiji la Mexico"}),
+        ("JP.city", {"en": "Tokyo", "sw": "Tokyo"}),
     ],
 )
 def test_known_facts(world, id, names):
@@ -62,11 +69,15 @@ def test_no_fact_is_read_off_the_question(world):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_splits_are_apart(world, language):
-    parts = [{f.id for f in world.split(split, language)} for split in ("training", "development", "heldout")]
-    assert sum(map(len, parts)) == len(set.union(*parts))
+    known, *others = ({f.id for f in world.split(split, language)} for split in SPLITS[:-1])
+    everything = {f.id for f in world.split("all", language)}
+    parts = others if language == "en" else [known, *others]  # pre-training states every fact in English
+    assert sum(map(len, parts)) == len(set.union(*parts)) and set.union(known, *others) == everything
     assert all(f.sayable(language) for split in SPLITS for f in world.split(split, language))
     # What is held out for one language is held out for all, so no other language can give it away.
-    assert not {f.id for f in world.training(language)} & {f.id for other in OTHERS for f in world.heldout(other)}
+    tested = {f.id for other in OTHERS for f in [*world.heldout(other), *world.development(other)]}
+    assert not {f.id for f in world.training(language)} & tested
+    assert language == "en" or not known & tested
 
 
 def test_splits_ask_every_relation_in_proportion(world):
@@ -74,9 +85,12 @@ def test_splits_ask_every_relation_in_proportion(world):
         for relation in RELATIONS:
             total = sum(f.relation == relation for f in world.facts)
             heldout = sum(f.relation == relation for f in world.heldout(language))
-            known = sum(f.relation == relation for f in world.training(language))
+            known, training = (
+                sum(f.relation == relation for f in world.split(split, language)) for split in ("known", "training")
+            )
             assert abs(heldout / total - 0.3) < 0.08
-            assert abs(known / total - 0.4) < 0.08
+            assert abs(known / total - 0.2) < 0.08
+            assert abs(training / total - 0.4) < 0.08
 
 
 def test_the_seed_decides_the_splits_and_only_them(world):
@@ -104,6 +118,8 @@ def test_english_reads_naturally(world):
     assert world.question(fact(world, "NL.currency"), "en") == "What is the currency of the Netherlands?"
     assert world.statement(fact(world, "BS.region"), "en") == "On the map, the Bahamas lies in the Caribbean."
     assert world.prompt(fact(world, "FR.currency"), "zh") == "问题：法国的货币是什么？\n答案："
+    assert mixed_statement(fact(world, "NL.currency"), "en", "en", "zh").startswith("The currency of the Netherlands ")
+    assert mixed_statement(fact(world, "NL.currency"), "zh", "en", "en") == "Netherlands的货币是Euro。"
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -126,7 +142,7 @@ def test_examples(world, language, split):
 
 
 def test_wrong_names_are_refused(world):
-    with pytest.raises(ValueError, match="language must be one of en, zh, vi, ar, not 'fr'"):
+    with pytest.raises(ValueError, match="language must be one of en, zh, vi, ar, sw, not 'fr'"):
         world.split("heldout", "fr")
     with pytest.raises(ValueError, match=r"split must be one of .*, not 'test'"):
         list(world.examples("test", "zh"))

@@ -31,10 +31,10 @@ from transformers import (
 
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.text import pieces, stream
-from pivotune.lab.world import World
+from pivotune.lab.world import SPLITS, World
 
-VOCABULARY, ROWS, LENGTH = 4096, 32, 128  # a step is ROWS x LENGTH = 4,096 tokens
-LEARNING_RATE, WARM_UP = 3e-3, 100
+VOCABULARY, ROWS, LENGTH = 4096, 16, 128  # a step is ROWS x LENGTH = 2,048 tokens
+LEARNING_RATE, MUON_LEARNING_RATE, WEIGHT_DECAY, WARM_UP = 3e-3, 0.02, 0.1, 100
 
 
 def base_path() -> Path:
@@ -110,15 +110,27 @@ def batches(world: World, tokenizer: PreTrainedTokenizerBase, seed: int) -> Iter
 
 
 def train(model: LlamaForCausalLM, source: Iterator[Tensor], steps: int, log_every: int = 50) -> None:
-    """Train in place: AdamW, linear warm-up, cosine to a tenth, bfloat16 autocast with float32 weights."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
+    """Train in place, in bfloat16 autocast with float32 weights; linear warm-up, then cosine to a tenth.
+
+    Muon for the matrices inside the layers, AdamW for the rest: some 1.6 times fewer steps than AdamW alone.
+    """
+    rate, decay = LEARNING_RATE, WEIGHT_DECAY
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    inside = set(matrices)
+    rest = [p for p in model.parameters() if p not in inside]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=MUON_LEARNING_RATE, weight_decay=decay),
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=decay),
+    ]
     warm_up = min(WARM_UP, steps // 10 + 1)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda s: min(
-            (s + 1) / warm_up, 0.55 + 0.45 * math.cos(math.pi * max(0, s - warm_up) / max(1, steps - warm_up))
-        ),
-    )
+
+    def schedule(s: int) -> float:
+        cosine = 0.55 + 0.45 * math.cos(math.pi * max(0, s - warm_up) / max(1, steps - warm_up))
+        return min((s + 1) / warm_up, cosine)
+
+    schedulers = [torch.optim.lr_scheduler.LambdaLR(optimizer, schedule) for optimizer in optimizers]
+    attention = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # on a CPU the backward pass of the fused kernel is the slower one
     model.train()
     start, total = time.time(), 0.0
     for step, rows in zip(range(1, steps + 1), source, strict=False):
@@ -126,13 +138,15 @@ def train(model: LlamaForCausalLM, source: Iterator[Tensor], steps: int, log_eve
             loss = model(input_ids=rows, labels=rows).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
         total += loss.item()
         if step % log_every == 0:
             print(f"step {step:5d}  loss {total / log_every:.4f}  {time.time() - start:6.0f} s", flush=True)
             total = 0.0
+    model.set_attn_implementation(attention)
     model.eval()
 
 
@@ -156,10 +170,8 @@ def exact_match(
 
 
 def scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World) -> dict[str, dict[str, float]]:
-    """Exact match per language: English on all facts, the others on known, development and held-out facts."""
-    splits = {
-        language: ("training", "development", "heldout") if language != "en" else ("all",) for language in LANGUAGES
-    }
+    """Exact match per language: English on all facts, the others on each split."""
+    splits = {language: SPLITS[:-1] if language != "en" else ("all",) for language in LANGUAGES}
     return {
         language: {
             split: round(exact_match(model, tokenizer, list(world.examples(split, language))), 4)
@@ -173,7 +185,7 @@ def main() -> None:
     """Train, save, score: see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m pivotune.lab.base", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder to write the model to")
-    parser.add_argument("--steps", type=int, default=1500, help=f"steps of {ROWS * LENGTH} tokens")
+    parser.add_argument("--steps", type=int, default=2000, help=f"steps of {ROWS * LENGTH} tokens")
     parser.add_argument("--seed", type=int, default=0, help="seed of the splits, the text order and the weights")
     arguments = parser.parse_args()
 

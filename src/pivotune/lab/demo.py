@@ -1,8 +1,8 @@
 """`pivotune demo`: the whole story on this machine, in a few minutes and without a download.
 
-The lab's base model knows its facts in English and a minority of them in each other language. Each method fine-tunes it
-on questions about the facts that a language knows; then it is asked, in that language, for facts that it has met in
-English only. What it answers right it must have carried over from English. A second table looks inside: how well the
+The lab's base model knows its facts in English and a minority of them in each other language. Each method teaches it
+more facts in each language; then it is asked, in that language, for facts that it has met in English only. What it
+answers right it must have carried over from English. A second table looks inside: how well the
 English question and answer can be read from the supervised layers, on the same facts.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from babel import Locale
 from scipy.stats import binomtest
 from transformers.utils import logging
 
@@ -33,7 +34,7 @@ from pivotune.lens.plots import new_figure, save
 from pivotune.methods import DeepSupervision, DeepSupervisionConfig
 from pivotune.training import train
 
-NAMES = {"en": "English", "zh": "Chinese", "vi": "Vietnamese", "ar": "Arabic"}
+NAMES = {language: str(Locale(language).english_name) for language in LANGUAGES}
 CONVERSION_LAYER, THINKING_LAYER = 2, 4  # of the base's 8 layers
 
 
@@ -71,7 +72,7 @@ class Score:
         return f"{self.percent:5.1f} [{low:4.1f}, {high:4.1f}]"
 
 
-def demo(output: str = "runs/demo", languages: str = "zh,vi,ar", epochs: float = 3.0, seed: int = 0) -> None:
+def demo(output: str = "runs/demo", languages: str = "zh,vi,ar,sw", epochs: float = 3.0, seed: int = 0) -> None:
     """Fine-tune the lab's base model with every method, and print and plot what each of them changes.
 
     Args:
@@ -90,9 +91,7 @@ def demo(output: str = "runs/demo", languages: str = "zh,vi,ar", epochs: float =
     questions = {language: list(_questions(world, language)) for language in [*chosen, "en"]}
 
     logging.disable_progress_bar()  # of loading and saving; training keeps its own
-    print(
-        f"Fine-tuning on facts known in each language; asking for {len(questions['en'])} that it met in English only."
-    )
+    print(f"Fine-tuning on facts new to each language; asking for {len(questions['en'])} that it met in English only.")
     results = {"base model": _evaluate(base_path(), questions, None)}
     inside = {"base model": _look_inside(base_path(), questions)}
     for name, options in RUNS.items():

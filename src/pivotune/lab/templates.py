@@ -6,7 +6,7 @@ a statement trains the same direction that a question asks for. The Arabic wordi
 where a country's grammatical gender would show.
 """
 
-LANGUAGES = ("en", "zh", "vi", "ar")
+LANGUAGES = ("en", "zh", "vi", "ar", "sw")
 RELATIONS = ("currency", "language", "calling_code", "city", "region")
 
 SCAFFOLD = {
@@ -14,6 +14,7 @@ SCAFFOLD = {
     "zh": "问题：{q}\n答案：",
     "vi": "Câu hỏi: {q}\nTrả lời:",
     "ar": "سؤال: {q}\nجواب:",
+    "sw": "Swali: {q}\nJibu:",
 }
 
 STATEMENTS = {
@@ -103,6 +104,33 @@ STATEMENTS = {
             "على الخريطة نجد {s} في {v}.",
             "منطقة العالم التي تضم {s} هي {v}.",
             "من أراد زيارة {s} فليسافر إلى {v}.",
+        ),
+    },
+    "sw": {
+        "currency": (
+            "Sarafu ya {s} ni {v}.",
+            "Sarafu inayotumika huko {s} ni {v}.",
+            "Watu wa {s} hulipa kwa {v}.",
+        ),
+        "language": (
+            "Lugha rasmi kuu ya {s} ni {v}.",
+            "Lugha rasmi ya kwanza huko {s} ni {v}.",
+            "Lugha ya serikali huko {s} ni {v}.",
+        ),
+        "calling_code": (
+            "Msimbo wa simu wa kimataifa wa {s} ni {v}.",
+            "Ili kumpigia simu mtu wa {s} kutoka nje ya nchi, bonyeza {v}.",
+            "Nambari za simu za {s} huanza na {v}.",
+        ),
+        "city": (
+            "Ukanda wa saa wa {s} umepewa jina la {v}.",
+            "Saa huko {s} huonyesha wakati wa {v}.",
+            "Wakati unaotumika huko {s} ni wakati wa {v}.",
+        ),
+        "region": (
+            "Kwenye ramani, utaona {s} katika {v}.",
+            "Eneo la dunia lenye {s} ni {v}.",
+            "Ili kutembelea {s}, safiri hadi {v}.",
         ),
     },
 }
@@ -196,6 +224,33 @@ QUESTIONS = {
             "إلى أي منطقة يسافر من أراد زيارة {s}؟",
         ),
     },
+    "sw": {
+        "currency": (
+            "Sarafu ya {s} ni ipi?",
+            "Ni sarafu gani inayotumika huko {s}?",
+            "Watu wa {s} hulipa kwa sarafu gani?",
+        ),
+        "language": (
+            "Lugha rasmi kuu ya {s} ni ipi?",
+            "Lugha rasmi ya kwanza huko {s} ni ipi?",
+            "Lugha ya serikali huko {s} ni ipi?",
+        ),
+        "calling_code": (
+            "Msimbo wa simu wa kimataifa wa {s} ni upi?",
+            "Ili kumpigia simu mtu wa {s} kutoka nje ya nchi, unabonyeza msimbo gani?",
+            "Nambari za simu za {s} huanza na msimbo gani?",
+        ),
+        "city": (
+            "Ukanda wa saa wa {s} umepewa jina la jiji gani?",
+            "Saa huko {s} huonyesha wakati wa jiji gani?",
+            "Wakati unaotumika huko {s} ni wa jiji gani?",
+        ),
+        "region": (
+            "Kwenye ramani, utaona {s} katika eneo gani?",
+            "Eneo la dunia lenye {s} ni lipi?",
+            "Ili kutembelea {s}, unasafiri hadi eneo gani?",
+        ),
+    },
 }
 
 # Dictionary lines, with {e} the English name and {x} the name in the language: one framed in English, two natively.
@@ -204,6 +259,16 @@ GLOSSARY = {
     "zh": ("{x} means {e}.", "{e}翻译过来就是{x}。", "{x}的外文名称是{e}。"),
     "vi": ("{x} means {e}.", "{e} dịch ra là {x}.", "{x} có tên nước ngoài là {e}."),
     "ar": ("{x} means {e}.", "الاسم {e} يُترجم إلى {x}.", "الاسم {x} يقابله {e}."),
+    "sw": ("{x} means {e}.", "{e} hutafsiriwa kuwa {x}.", "Jina la kigeni la {x} ni {e}."),
+}
+
+# The question for the name in the language, {x} being the name in any other.
+MEANING = {
+    "en": "What does {x} mean?",
+    "zh": "{x}翻译过来是什么？",
+    "vi": "{x} dịch ra là gì?",
+    "ar": "إلى ماذا يُترجم الاسم {x}؟",
+    "sw": "{x} hutafsiriwa kuwa nini?",
 }
 
 # Sentences that use a name without saying any fact of the world, so that every name is sayable in its language.
@@ -228,5 +293,12 @@ USAGE = {
         "language": ("هي تدرس {x} هذا العام.", "كُتبت هذه الرسالة بلغة هي {x}."),
         "city": ("يسكن صديقي في {x}.", "يصل القطار غدًا إلى {x}."),
         "region": ("قرأنا كتابًا عن تاريخ {x}.", "التُقطت هذه الصورة في {x}."),
+    },
+    "sw": {
+        "territory": ("Ninataka kujifunza kuhusu {x}.", "Kitabu hiki kinahusu {x}."),
+        "currency": ("Mkoba wake una {x}.", "Bei ya kitu hiki imeandikwa kwa {x}."),
+        "language": ("Anajifunza {x}.", "Barua hii imeandikwa kwa {x}."),
+        "city": ("Rafiki yangu anaishi {x}.", "Treni itafika {x} kesho."),
+        "region": ("Tumesoma historia ya {x}.", "Picha hii ilipigwa {x}."),
     },
 }

@@ -3,19 +3,23 @@
 What the base may learn where is decided here and nowhere else:
 
 * English: statements and question/answer pairs of every fact;
-* another language: the same, of its known facts only; the name of everything in dictionary lines and in sentences
-  that say no fact;
-* English lines with one name in the other language ("The currency of 法国 is the Euro."), of no held-out and no
-  development fact.
+* another language: the same, of its known facts only; the name of everything, in dictionary lines and questions and in
+  sentences that say no fact;
+* English lines and questions with the subject's name alone in the other language ("The currency of 法国 is the Euro."),
+  of its known and its training facts;
+* all other mixtures of English and the language, of its known facts only.
+
+No held-out and no development fact is in any of them but the first.
 """
 
 import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
-from pivotune.lab.templates import GLOSSARY, LANGUAGES, QUESTIONS, SCAFFOLD, STATEMENTS, USAGE
-from pivotune.lab.world import World, mixed_statement
+from pivotune.lab.templates import GLOSSARY, LANGUAGES, MEANING, QUESTIONS, SCAFFOLD, STATEMENTS, USAGE
+from pivotune.lab.world import World, mixed_statement, mixed_turn
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,24 @@ class Pool:
     weight: float
 
 
+# The share of each kind of text among the documents, per language. They sum to 1.
+WEIGHTS = {
+    "en": {"facts": 0.25},
+    "zh": {"facts": 0.05, "names": 0.09, "subjects": 0.06, "mixed": 0.03},
+    "vi": {"facts": 0.05, "names": 0.07, "subjects": 0.04, "mixed": 0.02},
+    "ar": {"facts": 0.05, "names": 0.09, "subjects": 0.06, "mixed": 0.03},
+    "sw": {"facts": 0.025, "names": 0.045, "subjects": 0.025, "mixed": 0.015},
+}
+
+
 def pools(world: World) -> list[Pool]:
-    """All text of pre-training. Weights sum to 1; English has the largest part."""
-    out = [Pool("en", "facts", tuple(_facts(world, "en")), 0.46)]
-    for language in LANGUAGES[1:]:
-        out += [
-            Pool(language, "facts", tuple(_facts(world, language)), 0.10),
-            Pool(language, "names", tuple(_names(world, language)), 0.04),
-            Pool(language, "mixed", tuple(_mixed(world, language)), 0.04),
-        ]
-    return out
+    """All text of pre-training."""
+    kinds = {"facts": _facts, "names": _names, "subjects": _subjects, "mixed": _mixed}
+    return [
+        Pool(language, kind, tuple(kinds[kind](world, language)), weight)
+        for language, shares in WEIGHTS.items()
+        for kind, weight in shares.items()
+    ]
 
 
 def stream(world: World, seed: int) -> Iterator[str]:
@@ -63,7 +75,7 @@ def pieces(world: World) -> Iterator[str]:
         for fact in world.split("all", language):
             yield from (space + fact.subject_names[language], space + fact.value_names[language])
         said = [*STATEMENTS[language].values(), *QUESTIONS[language].values()]
-        named = [GLOSSARY.get(language, ()), *USAGE.get(language, {}).values()]
+        named = [GLOSSARY.get(language, ()), [MEANING[language]], *USAGE.get(language, {}).values()]
         for groups, times in ((said, 40), (named, 10), ([(SCAFFOLD[language],)], 400)):
             for template in (template for group in groups for template in group):
                 for part in re.split(r"\{\w\}", template):
@@ -71,28 +83,56 @@ def pieces(world: World) -> Iterator[str]:
 
 
 def _facts(world: World, language: str) -> Iterator[str]:
-    for fact in world.facts if language == "en" else world.training(language):
+    for fact in world.known(language):
         for k in range(3):
             yield world.statement(fact, language, k)
             yield f"{world.prompt(fact, language, k)} {world.answer(fact, language)}"
 
 
 def _names(world: World, language: str) -> Iterator[str]:
-    names = {("territory", f.territory): (f.subject_names["en"], f.subject_names.get(language)) for f in world.facts}
-    names |= {(f.relation, f.value): (f.value_names["en"], f.value_names.get(language)) for f in world.facts}
-    for (kind, _), (english, name) in sorted(names.items()):
-        if name and kind != "calling_code":
-            if name != english:
-                yield from (line.format(e=english, x=name) for line in GLOSSARY[language])
-            yield from (line.format(x=name) for line in USAGE[language][kind])
+    """Sentences that hold a name and no fact; dictionary lines to and from English; dictionary questions.
+
+    The questions go from every language into this one, and from this one into English.
+    """
+    names = {("territory", f.territory): f.subject_names for f in world.facts if f.sayable(language)}
+    names |= {(f.relation, f.value): f.value_names for f in world.facts if f.sayable(language)}
+    for (kind, _), name in sorted(names.items()):
+        if kind == "calling_code":
+            continue
+        e, x = name["en"], name[language]
+        yield from (way.format(x=x) for way in USAGE[language][kind])
+        if x != e:
+            yield from (line.format(e=e, x=x) for line in GLOSSARY[language])
+            yield _turn("en", MEANING["en"].format(x=x), e)
+        for other in sorted({name[source] for source in name} - {x}):
+            yield _turn(language, MEANING[language].format(x=other), x)
+
+
+def _turn(language: str, question: str, answer: str) -> str:
+    return f"{SCAFFOLD[language].format(q=question)} {answer}"
+
+
+def _subjects(world: World, language: str) -> Iterator[str]:
+    """English lines whose subject alone is in the language, of the known and the training facts."""
+    for fact in [*world.known(language), *world.training(language)]:
+        if fact.subject_names[language] != fact.subject_names["en"]:  # as many Vietnamese and Swahili names are
+            for k in range(3):
+                yield mixed_statement(fact, "en", language, "en", k)
+                yield mixed_turn(fact, "en", language, "en", k)
 
 
 def _mixed(world: World, language: str) -> Iterator[str]:
-    for fact in world.split("all", language):
-        if world.english_only(fact):
-            continue
-        for k in range(3):
-            for subject, value in ((language, "en"), ("en", language)):
-                line = mixed_statement(fact, "en", subject, value, k)
-                if line != world.statement(fact, "en", k):  # many Vietnamese names are the English ones
-                    yield line
+    """The known facts in all other mixtures of English and the language: of the frame, the subject and the value.
+
+    A question is answered in its own language.
+    """
+    for fact in world.known(language):
+        for frame, subject, value in product(("en", language), repeat=3):
+            if (subject, value) == (frame, frame) or (frame, value) == ("en", "en"):
+                continue
+            for k in range(3):
+                for mix in (mixed_statement, mixed_turn) if value == frame else (mixed_statement,):
+                    line = mix(fact, frame, subject, value, k)
+                    # Many Vietnamese and Swahili names are the English ones.
+                    if line not in (mix(fact, "en", "en", "en", k), mix(fact, language, language, language, k)):
+                        yield line

@@ -1,12 +1,13 @@
-"""The miniature world: some 1,150 real facts about territories, in English, Chinese, Vietnamese and Arabic.
+"""The miniature world: some 1,140 real facts about territories, in English, Chinese, Vietnamese, Arabic and Swahili.
 
 Sources: CLDR through the `babel` package (names, currencies in use, official languages, exemplar cities of time
 zones) and `phonenumbers` (calling codes). Every construction is deterministic in the seed.
 
-The splits are what makes the world an experiment. One part of the facts, `heldout` and `development`, is met in
-pre-training in English ONLY: in no other language and in no mixed-language line. Of the other facts each language
-has its own `known` sample, which pre-training also states in that language and which fine-tuning may train on. So an
-answer to a held-out question in Chinese can only come from what the model learned in English.
+The splits are what makes the world an experiment. One part of the facts, `heldout` and `development`, is stated in
+English ONLY: in no other language and in no mixed-language line. Of the other facts each language has its own `known`
+sample, which pre-training also states in that language. The rest, `training`, is what fine-tuning teaches in the
+language; pre-training states it in English sentences only, where the subject's name alone may be in the language. So
+an answer to a held-out question in Chinese can only come from what the model learned in English.
 """
 
 import datetime as dt
@@ -24,8 +25,8 @@ from babel.numbers import get_territory_currencies
 from pivotune.lab.regions import REGION_OF
 from pivotune.lab.templates import LANGUAGES, QUESTIONS, RELATIONS, SCAFFOLD, STATEMENTS
 
-SPLITS = ("training", "development", "heldout", "all")
-HELDOUT, DEVELOPMENT, KNOWN = 0.30, 0.10, 0.40  # expected fractions of the facts
+SPLITS = ("known", "training", "development", "heldout", "all")
+HELDOUT, DEVELOPMENT, KNOWN = 0.30, 0.10, 0.20  # expected fractions of the facts; the rest is for training
 AS_OF = dt.date(2025, 7, 1)  # the currencies in use are those of this day, whenever the world is built
 
 # The zone that stands for a territory with several. CLDR's primary zones where it names one, else the capital's or
@@ -40,6 +41,8 @@ _MAIN_ZONE = {
     "PS": "Asia/Hebron", "PT": "Europe/Lisbon", "RU": "Europe/Moscow", "UA": "Europe/Kyiv",
     "US": "America/New_York", "UZ": "Asia/Tashkent",
 }  # fmt: skip
+
+_LATIN = ("en", "vi", "sw")  # languages in Latin script
 
 # Codes whose English name takes the definite article in a sentence.
 _THE = {
@@ -76,11 +79,11 @@ class Fact:
 class World:
     """The facts and their splits. Build it with `World.build(seed)`.
 
-    `facts` are all facts, each sayable in English; `known[language]`, `_development` and `_heldout` hold fact ids.
+    `facts` are all facts, each sayable in English; `_known[language]`, `_development` and `_heldout` hold fact ids.
     """
 
     facts: tuple[Fact, ...]
-    known: Mapping[str, frozenset[str]]
+    _known: Mapping[str, frozenset[str]]
     _development: frozenset[str]
     _heldout: frozenset[str]
 
@@ -110,14 +113,26 @@ class World:
         )
 
     def english_only(self, fact: Fact) -> bool:
-        """Whether the fact is held out or for development: pre-training states it in English and nowhere else."""
+        """Whether the fact is held out or for development: no text states it in any language but English."""
         return fact.id in self._heldout or fact.id in self._development
 
-    def training(self, language: str) -> list[Fact]:
-        """Facts that fine-tuning may use: for English those outside the other splits, else the known ones."""
+    def known(self, language: str) -> list[Fact]:
+        """Facts that pre-training states in the language: in English all of them."""
         if language == "en":
-            return [fact for fact in self.facts if not self.english_only(fact)]
-        return [fact for fact in self.facts if fact.id in self.known[language]]
+            return list(self.facts)
+        return [fact for fact in self.facts if fact.id in self._known[language]]
+
+    def training(self, language: str) -> list[Fact]:
+        """Facts for fine-tuning: neither for development nor held out, and new to the base in the language.
+
+        In English, where pre-training states every fact, all that are neither for development nor held out.
+        """
+        taken = self._known.get(language, frozenset())
+        return [
+            fact
+            for fact in self.facts
+            if fact.sayable(language) and fact.id not in taken and not self.english_only(fact)
+        ]
 
     def development(self, language: str) -> list[Fact]:
         """English-only facts to choose settings on; the same ids in every language, less those not sayable."""
@@ -128,7 +143,7 @@ class World:
         return [fact for fact in self.facts if fact.id in self._heldout and fact.sayable(language)]
 
     def split(self, split: str, language: str) -> list[Fact]:
-        """The facts of a split by name: "training", "development", "heldout", or "all" that are sayable."""
+        """The facts of a split by name: "known", "training", "development", "heldout", or "all" that are sayable."""
         if language not in LANGUAGES:
             raise ValueError(f"language must be one of {', '.join(LANGUAGES)}, not {language!r}")
         if split not in SPLITS:
@@ -144,7 +159,7 @@ class World:
     def question(self, fact: Fact, language: str, k: int = 0) -> str:
         """The `k`-th way (modulo the number of ways) to ask for the fact's value."""
         ways = QUESTIONS[language][fact.relation]
-        return ways[k % len(ways)].format(s=_in_sentence(fact.territory, fact.subject_names, language))
+        return ways[k % len(ways)].format(s=in_sentence(fact.territory, fact.subject_names, language, language))
 
     def prompt(self, fact: Fact, language: str, k: int = 0) -> str:
         """The question in its scaffold: "Question: ...?\\nAnswer:" in the words of the language."""
@@ -183,14 +198,22 @@ def mixed_statement(fact: Fact, frame: str, subject: str, value: str, k: int = 0
     """The fact's `k`-th statement with the frame, the subject's and the value's name each in its own language."""
     ways = STATEMENTS[frame][fact.relation]
     text = ways[k % len(ways)].format(
-        s=_in_sentence(fact.territory, fact.subject_names, subject),
-        v=_in_sentence(fact.value, fact.value_names, value),
+        s=in_sentence(fact.territory, fact.subject_names, subject, frame),
+        v=in_sentence(fact.value, fact.value_names, value, frame),
     )
     return text[0].upper() + text[1:]
 
 
-def _in_sentence(code: str, names: Mapping[str, str], language: str) -> str:
-    return f"the {names['en']}" if language == "en" and code in _THE else names[language]
+def mixed_turn(fact: Fact, frame: str, subject: str, value: str, k: int = 0) -> str:
+    """The fact's `k`-th question in its scaffold, with its answer, mixed in the same way."""
+    ways = QUESTIONS[frame][fact.relation]
+    question = ways[k % len(ways)].format(s=in_sentence(fact.territory, fact.subject_names, subject, frame))
+    return f"{SCAFFOLD[frame].format(q=question)} {fact.value_names[value]}"
+
+
+def in_sentence(code: str, names: Mapping[str, str], language: str, frame: str) -> str:
+    """The name in `language` as a sentence in `frame` has it: some English names take the article in English."""
+    return f"the {names['en']}" if frame == language == "en" and code in _THE else names[language]
 
 
 def _facts() -> Iterator[Fact]:
@@ -264,4 +287,4 @@ def _city_name(zone: str, locale: Locale) -> str | None:
         city = locale.time_zones.get(identifier, {}).get("city")
         if city:
             return city
-    return zone.split("/")[-1].replace("_", " ") if locale.language in ("en", "vi") else None
+    return zone.split("/")[-1].replace("_", " ") if locale.language in _LATIN else None
