@@ -12,11 +12,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pivotune.anatomy import Anatomy
-from pivotune.connection import Connection, NormalEquations, RunningR2, connect, disconnect, fit_transform_matrix
+from pivotune.connection import (
+    Connection,
+    NormalEquations,
+    RunningR2,
+    connect,
+    connected_at,
+    disconnect,
+    fit_transform_matrix,
+)
 from pivotune.errors import PivotuneError
 from pivotune.methods import CCTuning, CCTuningConfig
+from tests.batches import random_batch, singles
 from tests.families import FAMILIES, VOCAB, tiny
 from tests.reference import cc_tuning as reference
+from tests.reference import likelihood as likelihood_reference
 from tests.reference.lens_calibration import r_squared
 
 PROMPTS = [14, 3, 9, 2]  # lengths; the first two lie beyond and within the sliding windows of tests/families.py
@@ -204,6 +214,149 @@ def test_shares_are_those_of_the_pick(options: dict[str, Any]) -> None:
     torch.testing.assert_close(shares.sum(dim=1), torch.ones(6, dtype=torch.float64))
     torch.testing.assert_close(connection.pick(v, last), (shares[..., None] * v).sum(dim=1), rtol=1e-12, atol=1e-12)
     assert bool((shares.max(dim=1).values == 1).all()) is (not options)
+
+
+# The connection around a forward pass ---------------------------------------------------------------------------------
+
+MANNERS = [
+    {},
+    {"connection_tokens": 3},
+    {"connection_tokens": 3, "connection_layer": 2, "selection": "soft", "temperature": 0.5},
+    {"selection": "soft", "matrix": "per_layer"},
+]
+
+
+def padded(rows: list[list[int]], side: str, extra: int = 0) -> dict[str, Tensor]:
+    width = max(map(len, rows)) + extra
+    gaps = [width - len(r) for r in rows]
+    left = side == "left"
+    return {
+        "input_ids": torch.tensor(
+            [[7] * (g * left) + r + [7] * (g * (not left)) for g, r in zip(gaps, rows, strict=True)]
+        ),
+        "attention_mask": torch.tensor(
+            [[0] * (g * left) + [1] * len(r) + [0] * (g * (not left)) for g, r in zip(gaps, rows, strict=True)]
+        ),
+    }
+
+
+@torch.no_grad()
+def continued(
+    model: Any,
+    connection: Connection,
+    contexts: list[list[int]],
+    continuations: list[list[int]],
+    english: list[list[int]] | None = None,
+    side: str = "right",
+) -> list[Tensor]:
+    """(C, V) logits that predict each continuation, all rows in one batch."""
+    pairs = {f"english_{k}": v for k, v in padded(english, side).items()} if english else {}
+    vectors = connection.lend(**padded(contexts, side, extra=2), **pairs)
+    whole = padded([a + b for a, b in zip(contexts, continuations, strict=True)], side)
+    starts = whole["attention_mask"].argmax(dim=1)
+    last = starts + torch.tensor([len(c) for c in contexts]) - 1
+    positions = (whole["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+    with connected_at(connection, vectors, last):
+        logits = model(**whole, position_ids=positions, use_cache=False).logits
+    return [row[at : at + len(c)] for row, at, c in zip(logits, last.tolist(), continuations, strict=True)]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_continuations_equal_two_whole_passes(family: str, side: str) -> None:
+    """Every family, padded on either side, matrix and real English."""
+    model, connection, decision_maker, matrix = connected(family)
+    contexts, continuations, english = draw(PROMPTS, 40), draw([2, 7, 1, 4], 41), draw(ENGLISH, 42)
+    pairs = list(zip(contexts, continuations, strict=True))
+    expected = [likelihood_reference.continuation_logits(model, decision_maker, a, b, matrix=matrix) for a, b in pairs]
+    for ours, theirs in zip(continued(model, connection, contexts, continuations, side=side), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    lent = continued(model, connection, contexts, continuations, english, side)
+    for (a, b), e, ours in zip(pairs, english, lent, strict=True):
+        theirs = likelihood_reference.continuation_logits(model, decision_maker, a, b, english=e)
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["english", "matrix"])
+@pytest.mark.parametrize("options", MANNERS, ids=str)
+def test_continuations_in_every_manner(options: dict[str, Any], mode: str) -> None:
+    model, connection, decision_maker, matrix = connected("gemma2", **options)
+    contexts, continuations, english = draw(PROMPTS, 43), draw([3, 1, 5, 2], 44), draw(ENGLISH, 45)
+    known = {k: v for k, v in options.items() if k != "matrix"}
+    for side in ("left", "right"):
+        ours = continued(model, connection, contexts, continuations, english if mode == "english" else None, side)
+        for row, (a, b, e) in enumerate(zip(contexts, continuations, english, strict=True)):
+            lent = {"english": e} if mode == "english" else {"matrix": matrix}
+            theirs = likelihood_reference.continuation_logits(model, decision_maker, a, b, **lent, **known)
+            torch.testing.assert_close(ours[row], theirs, rtol=1e-9, atol=1e-9)
+            plain = likelihood_reference.continuation_logits(model, None, a, b)
+            assert (theirs - plain).abs().max() > 1e-3, "the connection changes nothing: the comparison would be empty"
+
+
+@pytest.mark.parametrize("options", MANNERS[:3], ids=str)
+@pytest.mark.parametrize("family", ["llama3", "mistral", "gemma3_text", "olmo2", "gpt_neox"])
+def test_continuations_equal_the_forward_of_training(family: str, options: dict[str, Any]) -> None:
+    """The language-modelling term in evaluation mode is minus the sum of the answer's log-probabilities."""
+    method = CCTuning(tiny(family), CCTuningConfig(**options)).double().eval()
+    with torch.no_grad():
+        method.decision_maker.weight.normal_()
+        connection = Connection(method.model, method.cc_tuning, method.decision_maker.weight)
+        for batch in singles(random_batch(46, [True] * 4)):
+            length = int(batch["prompt_length"])
+            tokens, english = batch["input_ids"][0].tolist(), batch["english_input_ids"][0].tolist()
+            context, answer = tokens[:length], tokens[length:]
+            (logits,) = continued(method.model, connection, [context], [answer], [english])
+            total, _ = likelihood_reference.log_likelihood(logits, answer)
+            assert -total == pytest.approx(float(method(batch)["terms"]["lm"].sum), rel=1e-9)
+
+
+@pytest.mark.parametrize("options", MANNERS[:3], ids=str)
+@pytest.mark.parametrize("mode", ["none", "english", "matrix"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "phi3", "cohere"])
+def test_continuations_equal_generation(family: str, mode: str, options: dict[str, Any]) -> None:
+    """Whatever generate() answers has the logits it was chosen by, token for token."""
+    model, connection, *_ = connected(family, **options)
+    contexts, english = draw(PROMPTS, 47), draw(ENGLISH, 48)
+    seen: list[Tensor] = []  # generate() itself hands logits out in float32
+    handle = model.register_forward_hook(lambda module, args, output: seen.append(output.logits[:, -1]))
+    answers = generated(
+        model, contexts, connection=mode, english=english if mode == "english" else None, max_new_tokens=6
+    )
+    handle.remove()
+    chosen_by = torch.stack(seen[-6:], dim=1)  # before them come the looks at the prompts
+    if mode == "none":
+        ours = [
+            likelihood_reference.continuation_logits(model, None, a, b) for a, b in zip(contexts, answers, strict=True)
+        ]
+    else:
+        ours = continued(model, connection, contexts, answers, english if mode == "english" else None, "left")
+    for row, logits in enumerate(ours):
+        torch.testing.assert_close(logits, chosen_by[row], rtol=1e-9, atol=1e-9)
+
+
+def test_a_row_of_zeros_is_not_connected_and_nothing_is_left() -> None:
+    model, connection, *_ = connected("llama")
+    (context, other), (continuation, _) = draw([5, 5], 49), draw([3, 3], 50)
+    batch = torch.tensor([context + continuation, other + continuation])
+    with torch.no_grad():
+        plain = model(batch).logits
+        vectors = connection.lend(batch[:, :5], torch.ones(2, 5, dtype=torch.long))
+        vectors[1] = 0.0
+        with connected_at(connection, vectors, torch.tensor([4, 4])):
+            lent = model(batch).logits
+        assert not torch.equal(lent[0, 4:], plain[0, 4:])
+        torch.testing.assert_close(lent[0, :4], plain[0, :4], rtol=1e-9, atol=1e-9)
+        assert torch.equal(lent[1], plain[1])
+        assert torch.equal(model(batch).logits, plain)
+
+
+def test_lending_needs_a_matrix_or_english() -> None:
+    model = tiny("llama")
+    connection = Connection(model, CCTuningConfig(), torch.zeros(4, 32))
+    ids = torch.tensor([[5, 6]])
+    with pytest.raises(PivotuneError, match="needs a Transform Matrix"):
+        connection.lend(ids, torch.ones_like(ids))
+    assert connection.lend(ids, torch.ones_like(ids), ids).shape == (1, 32)
 
 
 # The Transform Matrix ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""CC-Tuning at inference: the Transform Matrix, and the connection inside `generate()`.
+"""CC-Tuning at inference: the Transform Matrix, and the connection inside `generate()` and around a forward pass.
 
 The connection changes nothing but the prompt's last token(s), from the layer behind it upward: every earlier token's
 keys and values are those of an ordinary pass. So the released implementation's second prefill is not needed:
@@ -70,16 +70,68 @@ class Connection:
         """(B, L): what part of that is which layer's; with hard selection a single 1 per row."""
         return self.decision_maker.shares(v_BLd, self.anatomy.embeddings(last_token_B))
 
-    def english_activations(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """v at the last token of each English prompt, padded on either side: (B, L, d)."""
-        position = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last = (attention_mask * (position + 1)).argmax(dim=1)
+    def activations(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """v at the last token of each prompt, padded on either side: (B, L, d)."""
         position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        with Tap(self.anatomy, feed_forward_at=last) as tap:
+        with Tap(self.anatomy, feed_forward_at=_last_position(attention_mask)) as tap:
             self.anatomy.decoder(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
             )
         return tap.feed_forward()
+
+    def lend(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        english_input_ids: Tensor | None = None,
+        english_attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """What these prompts are lent, (B, d): one pass over their English counterparts or, where none are given, over
+        the prompts themselves, whose activations the Transform Matrix maps. For `connected_at`.
+
+        Args:
+            input_ids, attention_mask: (B, T) the prompts, or contexts, without what continues them; padded on either
+                side.
+            english_input_ids, english_attention_mask: (B, S) their English counterparts.
+
+        Raises:
+            PivotuneError: no English counterparts, and no Transform Matrix either.
+        """
+        if english_input_ids is None:
+            _check_mode("matrix", self)
+            v = self.transform(self.activations(input_ids, attention_mask))
+        else:
+            english_mask = (
+                torch.ones_like(english_input_ids) if english_attention_mask is None else english_attention_mask
+            )
+            v = self.activations(english_input_ids, english_mask)
+        last = _last_position(attention_mask)[:, None]
+        return self.pick(v, input_ids.gather(1, last)[:, 0].to(v.device))
+
+
+@contextmanager
+def connected_at(connection: Connection, vectors_Bd: Tensor, last_B: Tensor) -> Iterator[None]:
+    """Within this context every forward pass of the model is connected, as the target pass of training is.
+
+    The passes are ordinary ones over whole rows, without a cache: tokens behind the connection see it by attention.
+    generate() does not belong here (`connect`).
+
+    Args:
+        connection: made for the model that runs.
+        vectors_Bd: what is added behind `connection_layer`, from `Connection.lend`; a row of zeros is not connected.
+        last_B: each row's position of the context's last token, padding counted. The connection is made there and at
+            the `connection_tokens - 1` tokens before.
+    """
+    before = torch.arange(connection.config.connection_tokens, device=last_B.device)
+    injection = Injection(connection.config.connection_layer, vectors_Bd, last_B[:, None] - before)
+    with Tap(connection.anatomy, injection=injection):
+        yield
+
+
+def _last_position(attention_mask_BT: Tensor) -> Tensor:
+    """(B,) position of the last real token of each row, padded on either side."""
+    position = torch.arange(1, attention_mask_BT.shape[1] + 1, device=attention_mask_BT.device)
+    return (attention_mask_BT * position).argmax(dim=1)
 
 
 @dataclass
@@ -140,7 +192,7 @@ def _generate(
                 )
             if english_attention_mask is None:
                 english_attention_mask = torch.ones_like(english_input_ids)
-            request.english = lent.english_activations(english_input_ids, english_attention_mask)
+            request.english = lent.activations(english_input_ids, english_attention_mask)
         if mode == "none":
             return plain_generate(*args, **kwargs)
         lm = lent.anatomy.lm

@@ -1,0 +1,1 @@
+"""Evaluation: metrics equal to the official scorers, choice extraction, answer-language adherence."""

@@ -1,0 +1,139 @@
+"""The publishers' own files of all fourteen benchmarks: how many items, whether the languages line up, what is odd."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pivotune.data.report import DataError
+from pivotune.evaluation.benchmarks import BENCHMARKS, PRESETS, Item, Preset, chance_level, load
+
+# (benchmark, split): items per language, or one number for all of them.
+COUNTS: dict[tuple[str, str], int | dict[str, int]] = {
+    ("xquad", "validation"): 1190,
+    ("mlqa", "dev"): {"ar": 517, "de": 512, "en": 1148, "es": 500, "hi": 507, "vi": 511, "zh": 504},
+    ("mkqa", "test"): 1000,
+    ("truthfulqa", "validation"): {"ar": 785, "en": 817, "hi": 789, "id": 789, "ru": 793, "vi": 794, "zh": 792},
+    ("xnli", "dev"): 2490,
+    ("xcopa", "val"): 100,
+    ("xstorycloze", "eval"): 1511,
+    ("mmlu", "val"): {"ar": 1433, "en": 1531, "vi": 1456, "zh": 1421},
+    ("mmlu", "dev"): {"ar": 274, "en": 285, "vi": 271, "zh": 271},
+    ("mmlu", "test"): {"en": 14042},
+    ("cc_xnli", "test"): 1000,
+    ("cc_xstorycloze", "test"): 1511,
+    ("cc_mmmlu", "test"): 1000,
+    ("cc_xquad", "test"): 1190,
+    ("cc_mkqa", "test"): 1000,
+    ("cc_xlsum", "test"): 100,
+}
+
+
+@pytest.fixture(scope="module")
+def bench(shared_data: Path) -> Path:
+    return shared_data / "bench"
+
+
+@pytest.mark.parametrize(("name", "split"), COUNTS, ids=[f"{name} {split}" for name, split in COUNTS])
+def test_counts_golds_and_english(name: str, split: str, bench: Path) -> None:
+    expected = COUNTS[name, split]
+    counts = expected if isinstance(expected, dict) else dict.fromkeys(BENCHMARKS[name].languages, expected)
+    english = {item.id: item for item in load(name, "en", bench, split=split)}
+    for language, count in counts.items():
+        items = load(name, language, bench, split=split)
+        assert len(items) == count, language
+        without = [item for item in items if item.english is None]
+        assert len(without) == (count if language == "en" else 10 if (name, language) == ("cc_mmmlu", "ko") else 0)
+        for item in items:
+            assert item.answers and all(answer.strip() for answer in item.answers)
+            if item.english is not None and name != "cc_xlsum":
+                assert item.english == english[item.id]
+            if item.options is not None and item.gold is not None:
+                assert item.answers == ((item.labels or item.options)[item.gold],)
+            if BENCHMARKS[name].protocol == "generation":
+                assert item.prompt and item.prompt.strip() and item.prompt != item.question
+            if name in ("xquad", "mlqa", "cc_xquad"):
+                assert all(answer in item.context for answer in item.answers)
+
+
+def test_translations_that_repeat_the_right_option(bench: Path) -> None:
+    """These cannot be answered: all that are known, so that a wrong split of the options would show."""
+    repeated = {
+        (name, language): [item.id for item in load(name, language, bench, english=False) if repeats(item)]
+        for name in ("xcopa", "xstorycloze", "truthfulqa", "mmlu", "cc_xnli", "cc_mmmlu")
+        for language in BENCHMARKS[name].languages
+    }
+    assert {where: ids for where, ids in repeated.items() if ids} == {
+        ("xstorycloze", "ar"): ["157", "482"],
+        ("mmlu", "ar"): ["elementary_mathematics/val/19", "miscellaneous/val/9"],
+        ("mmlu", "en"): ["miscellaneous/val/9"],
+        ("mmlu", "vi"): ["conceptual_physics/val/12", "nutrition/val/27", "miscellaneous/val/9"],
+        ("mmlu", "zh"): ["business_ethics/val/9", "miscellaneous/val/9"],
+        ("cc_mmmlu", "ar"): ["50", "828"],
+        ("cc_mmmlu", "id"): ["522"],
+        ("cc_mmmlu", "ko"): ["13", "64"],
+        ("cc_mmmlu", "sw"): ["46", "203", "261", "887"],
+    }
+
+
+def repeats(item: Item) -> bool:
+    return item.options is not None and item.gold is not None and item.options.count(item.options[item.gold]) > 1
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS.keys())
+def test_every_language_of_the_papers_is_there(preset: Preset, bench: Path) -> None:
+    for name, languages in preset.languages.items():
+        for language in languages:
+            items = load(name, language, bench, limit=20)
+            assert len(items) == 20
+            chance = BENCHMARKS[name].chance
+            assert chance is None or chance_level(items) == pytest.approx(chance)
+
+
+def test_answers_are_spread_over_the_options(bench: Path) -> None:
+    """Always naming the same option scores about chance, so a broken model cannot look good."""
+    for name in ("xnli", "xcopa", "xstorycloze", "mmlu", "cc_xnli", "cc_xstorycloze", "cc_mmmlu", "truthfulqa"):
+        items = load(name, "en", bench)
+        most = Counter(item.gold for item in items).most_common(1)[0][1] / len(items)
+        assert most == pytest.approx(chance_level(items), abs=0.1 if name == "truthfulqa" else 0.07), name
+
+
+def test_english_mc1_is_the_published_one(bench: Path) -> None:
+    published = json.loads((bench / "truthfulqa/en.json").read_text("utf-8"))
+    for item, row in zip(load("truthfulqa", "en", bench), published, strict=True):
+        options = dict.fromkeys(option.strip() for option in row["mc1_targets"]["choices"] if option.strip())
+        assert item.options is not None and item.gold is not None
+        assert set(item.options) == set(options)
+        assert item.options[item.gold] == next(iter(options)) and row["mc1_targets"]["labels"].index(1) == 0
+
+
+def test_truthfulqa_translations_are_one_less_than_english(bench: Path) -> None:
+    items = load("truthfulqa", "vi", bench)
+    by_id = {item.id: item for item in items}
+    assert by_id["1"].english is not None and "dưa hấu" in by_id["1"].question  # watermelon
+    same = [item for item in items if item.english and len(item.options or ()) == len(item.english.options or ())]
+    assert len(same) / len(items) > 0.95  # any other shift leaves about a quarter
+
+
+@pytest.mark.parametrize("language", BENCHMARKS["xcopa"].languages)
+def test_xcopa_test_files_have_no_golds(language: str, bench: Path) -> None:
+    with pytest.raises(DataError, match=r"all 500 labels are 0"):
+        load("xcopa", language, bench, split="test")
+
+
+def test_stories_get_their_spaces_back(bench: Path) -> None:
+    for language, end in (("en", ". "), ("zh", "。 ")):
+        stories = [item.context for item in load("xstorycloze", language, bench)]
+        assert sum(story.count(end) >= 2 for story in stories) / len(stories) > 0.9
+    assert load("xstorycloze", "en", bench)[122].context.startswith("There is a cemetery with 199 grave stones. 12 men")
+
+
+def test_cc_mmmlu_is_sampled_from_mmlu(bench: Path) -> None:
+    """The English prompts are questions of MMLU's test split, with its golds."""
+    test = {(item.question, item.options): item.gold for item in load("mmlu", "en", bench, split="test")}
+    for item in load("cc_mmmlu", "en", bench):
+        question = item.question.split("\n\n", 1)[1].strip()
+        assert test[question, item.options] == item.gold
