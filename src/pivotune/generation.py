@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,8 +86,49 @@ def generate_texts(
         generate_options: what `generate()` of transformers takes, e.g. num_beams=4, do_sample=True;
             max_new_tokens is 64 where no limit is given.
     """
+    answers: list[str] = [""] * len(questions)
+    batches = generate_batches(
+        model, tokenizer, questions, style=style, connection=connection, batch_size=batch_size, **generate_options
+    )
+    count = -(-len(questions) // batch_size)
+    for batch in tqdm(batches, total=count, desc="generating", unit="batch", disable=not (progress and questions)):
+        for answer in batch:
+            answers[answer.question] = answer.text.strip()
+    return answers
+
+
+class Answer(NamedTuple):
+    """One answer of `generate_batches`.
+
+    Attributes:
+        question: its place among those given, from 0.
+        text: all that was generated, white space at its ends included.
+        cut: whether the prompt's beginning was cut off.
+    """
+
+    question: int
+    text: str
+    cut: bool
+
+
+def generate_batches(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    *,
+    style: str = "auto",
+    connection: Mode | None = None,
+    batch_size: int = 16,
+    max_prompt_tokens: int | None = None,
+    **generate_options: Any,
+) -> Iterator[list[Answer]]:
+    """The answers of `generate_texts` batch by batch, as they are made: those to the longest prompts come first.
+
+    Args:
+        max_prompt_tokens: longer prompts, and English counterparts, lose their beginning.
+    """
     if not questions:
-        return []
+        return
     encoder = PromptEncoder(tokenizer, style)
     prompts = _encode(encoder, questions)
     english = _encode(encoder, _english_of(questions)) if connection == "english" else None
@@ -100,14 +141,13 @@ def generate_texts(
     if connection is not None and (is_connected or connection != "none"):
         options["connection"] = connection
 
-    answers: list[str] = [""] * len(questions)
+    keep = slice(None if max_prompt_tokens is None else -max_prompt_tokens, None)
     order = sorted(range(len(questions)), key=lambda i: -len(prompts[i]))  # longest first: memory fails early, not late
-    starts = range(0, len(order), batch_size)
-    for start in tqdm(starts, desc="generating", unit="batch", disable=not progress):
+    for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        inputs = _left_padded([prompts[i] for i in rows], pad, device)
+        inputs = _left_padded([prompts[i][keep] for i in rows], pad, device)
         if english is not None:
-            pairs = _left_padded([english[i] for i in rows], pad, device)
+            pairs = _left_padded([english[i][keep] for i in rows], pad, device)
             inputs |= {f"english_{name}": tensor for name, tensor in pairs.items()}
         if is_connected:
             inputs["connected"] = connected[rows].to(device)
@@ -115,9 +155,9 @@ def generate_texts(
             ids = model.generate(**inputs, **options)
         new = ids[:, inputs["input_ids"].shape[1] :]
         several = len(new) // len(rows)  # num_return_sequences: the first is the best
-        for i, text in zip(rows, tokenizer.batch_decode(new[::several], skip_special_tokens=True), strict=True):
-            answers[i] = text.strip()
-    return answers
+        texts = tokenizer.batch_decode(new[::several], skip_special_tokens=True)
+        cut = [max_prompt_tokens is not None and len(prompts[i]) > max_prompt_tokens for i in rows]
+        yield [Answer(*parts) for parts in zip(rows, texts, cut, strict=True)]
 
 
 def generate(

@@ -41,7 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils.logging import tqdm
 
-from pivotune.checkpoint import load_run
+from pivotune.checkpoint import Run, load_run
 from pivotune.connection import Connection, Mode, connect, connected_at
 from pivotune.errors import PivotuneError, check_choice
 from pivotune.evaluation.metrics import squad_em, squad_f1
@@ -93,6 +93,7 @@ class PivotuneLM(HFLM):
         device: where to put the model; a GPU if there is one.
         dtype: of the weights; auto keeps the saved one.
         batch_size: rows per pass; auto only without a connection.
+        run: what `pretrained` names, already loaded; device and dtype then say nothing.
         options: of `HFLM`: max_length, softmax_dtype, mixed_precision_dtype, add_bos_token, prefix_token_id, ...
 
     Raises:
@@ -111,10 +112,11 @@ class PivotuneLM(HFLM):
         device: str | None = None,
         dtype: str | torch.dtype = "auto",
         batch_size: int | str = 1,
+        run: Run | None = None,
         **options: Any,
     ):
         self._check(connection, options)
-        run = load_run(pretrained, dtype=dtype, device=device)
+        run = load_run(pretrained, dtype=dtype, device=device) if run is None else run
         trained = run.connection_tensors()
         if trained is None and connection not in (None, "none"):
             raise PivotuneError(

@@ -17,21 +17,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from babel import Locale
 from scipy.stats import binomtest
 from transformers.utils import logging
 
+from pivotune.anatomy import Anatomy
 from pivotune.config import DataConfig, ModelConfig, RunConfig, TrainingOptions
 from pivotune.connection import Mode
-from pivotune.data import ParallelCollator, ParallelExample, tokenize_examples
+from pivotune.data import ParallelExample
 from pivotune.errors import check_choice
 from pivotune.generation import generate_texts, load
 from pivotune.lab.base import base_path
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.world import World
+from pivotune.lens.calibration import SupervisionMeasure
 from pivotune.lens.plots import new_figure, save
-from pivotune.methods import DeepSupervision, DeepSupervisionConfig
+from pivotune.lens.reading import PairStream, run_measure
+from pivotune.methods import DeepSupervisionConfig
+from pivotune.tables import table
 from pivotune.training import train
 
 NAMES = {language: str(Locale(language).english_name) for language in LANGUAGES}
@@ -181,39 +184,24 @@ def _evaluate(path: Path, questions: dict[str, list[ParallelExample]], mode: Mod
     return scores
 
 
-@torch.no_grad()
 def _look_inside(path: Path, questions: dict[str, list[ParallelExample]]) -> dict[str, float]:
     """The supervised quantities of a model, averaged over the questions that are not English."""
     model, tokenizer = load(path, "none")
     asked = [question for language, some in questions.items() if language != "en" for question in some]
-    rows, _ = tokenize_examples(asked, tokenizer, "plain", max_length=128)
-    collator = ParallelCollator.for_tokenizer(tokenizer)
-    batches = [collator([rows[i] for i in range(k, min(k + 64, len(rows)))]) for k in range(0, len(rows), 64)]
-    means = {}
-    for signal in ("logits", "feature"):
-        method = DeepSupervision(model, DeepSupervisionConfig(signal, signal, CONVERSION_LAYER, THINKING_LAYER)).eval()
-        terms = [method({k: v.to(model.device) for k, v in batch.items()})["terms"] for batch in batches]
-        for name in ("language_conversion", "english_thinking"):
-            total, count = (float(sum(getattr(term[name], part) for term in terms)) for part in ("sum", "count"))
-            means[signal, name] = total / count
+    anatomy = Anatomy(model)
+    means = run_measure(anatomy, SupervisionMeasure(anatomy), PairStream(tokenizer, "plain", 64, 128), asked)
+    at = {name: table.mean.tolist() for name, table in means.items()}
     return {
-        "question, nats at i": means["logits", "language_conversion"],
-        "answer, nats at j": means["logits", "english_thinking"],
-        "cosine at i": 1 - means["feature", "language_conversion"],
-        "cosine at j": 1 - means["feature", "english_thinking"],
+        "question, nats at i": at["question_nats"][CONVERSION_LAYER - 1],
+        "answer, nats at j": at["answer_nats"][THINKING_LAYER - 1],
+        "cosine at i": at["question_cosine"][CONVERSION_LAYER - 1],
+        "cosine at j": at["answer_cosine"][THINKING_LAYER - 1],
     }
 
 
 def _table(cells: dict[str, dict[str, str]], markdown: bool = False) -> str:
     heads = list(next(iter(cells.values())))
-    rows = [["", *heads], *([name, *(row[head] for head in heads)] for name, row in cells.items())]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    edge, between = ("| ", " | ") if markdown else ("", "   ")
-    lines = [
-        edge + between.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + edge[::-1] for row in rows
-    ]
-    rule = "|".join(["", *("-" * (w + 2) for w in widths), ""]) if markdown else "-" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1:]])
+    return table(["", *heads], [[name, *(row[h] for h in heads)] for name, row in cells.items()], markdown=markdown)
 
 
 def _plot(results: dict[str, dict[str, Score]], path: Path) -> None:
