@@ -36,7 +36,7 @@ def test_the_demo_prints_tables_and_writes_its_files(tmp_path: Path, capsys: pyt
     for what in ("question, nats at i", "answer, nats at j"):
         assert inside["deep supervision, logits"][what] < 0.8 * inside["TFT"][what]
     for what in ("cosine at i", "cosine at j"):
-        assert inside["deep supervision, feature"][what] > inside["TFT"][what] + 0.1
+        assert 1 - inside["deep supervision, feature"][what] < 0.8 * (1 - inside["TFT"][what])
 
     demo(str(tmp_path), languages="zh", epochs=0.05)  # a second demo replaces the first
     assert json.loads((tmp_path / "results.json").read_text())["epochs"] == 0.05

@@ -112,15 +112,14 @@ def batches(world: World, tokenizer: PreTrainedTokenizerBase, seed: int) -> Iter
 def train(model: LlamaForCausalLM, source: Iterator[Tensor], steps: int, log_every: int = 50) -> None:
     """Train in place, in bfloat16 autocast with float32 weights; linear warm-up, then cosine to a tenth.
 
-    Muon for the matrices inside the layers, AdamW for the rest: some 1.6 times fewer steps than AdamW alone.
+    Muon for the matrices inside the layers, AdamW for the rest: early losses come in two thirds of AdamW's steps.
     """
-    rate, decay = LEARNING_RATE, WEIGHT_DECAY
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     inside = set(matrices)
     rest = [p for p in model.parameters() if p not in inside]
     optimizers = [
-        torch.optim.Muon(matrices, lr=MUON_LEARNING_RATE, weight_decay=decay),
-        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=decay),
+        torch.optim.Muon(matrices, lr=MUON_LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+        torch.optim.AdamW(rest, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY),
     ]
     warm_up = min(WARM_UP, steps // 10 + 1)
 
