@@ -145,6 +145,14 @@ def mkqa_answers(entries: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(answers))
 
 
+def contains_answer(text: str, answers: Sequence[str], language: str) -> float:
+    """1.0 where one of the answers occurs in a text, both normalised as MKQA does and compared word by word."""
+    words = _words(text, language, "mkqa")
+    golds = [gold for answer in answers if (gold := _words(answer, language, "mkqa"))]
+    found = any(words[start : start + len(gold)] == gold for gold in golds for start in range(len(words)))
+    return float(found)
+
+
 def rouge_l(prediction: str, reference: str, language: str) -> float:
     """ROUGE-L (F-measure of the longest common subsequence) with tokens that fit the script.
 

@@ -1,0 +1,240 @@
+"""What `pivotune evaluate` says of its results: scores with intervals, tables, the papers' figures beside.
+
+Scores are shares between 0 and 1 in the report and per cent in the tables. The two protocols never share a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pivotune.evaluation import statistics
+from pivotune.evaluation.benchmarks import PRESETS, Benchmark, Published
+from pivotune.evaluation.results import ItemResult
+from pivotune.tables import table
+
+PROTOCOLS = ("likelihood", "generation")
+METRICS = {"accuracy": "accuracy", "f1": "F1", "rouge_l": "ROUGE-L"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The results of one benchmark in one language.
+
+    Attributes:
+        benchmark: the benchmark.
+        language: the language.
+        results: of its items, in their order.
+        chance: the expected score of a guess, 0 to 1.
+        without_english: items left out, because real English was to be connected and they have none.
+    """
+
+    benchmark: Benchmark
+    language: str
+    results: tuple[ItemResult, ...]
+    chance: float
+    without_english: int = 0
+
+
+def report(
+    cells: Sequence[Cell], *, run: str, connection: str, style: str | None = None, preset: str | None = None
+) -> dict[str, Any]:
+    """Scores and counts, as in scores.json.
+
+    Under each protocol: `cells`, one for each benchmark and language; `benchmarks`, the means over languages, and
+    `languages`, the means over benchmarks. Intervals are those of `pivotune.evaluation.statistics`: 95 %, over items.
+
+    Args:
+        cells: of any protocols. Those without a result are left out.
+        run, connection, style: what was evaluated; the style is that of generated answers' prompts.
+        preset: the paper whose figures to put beside.
+    """
+    cells = [cell for cell in cells if cell.results]
+    found: dict[str, Any] = {"run": run, "connection": connection, "style": style, "preset": preset, "protocols": {}}
+    for protocol in PROTOCOLS:
+        own = [cell for cell in cells if cell.benchmark.protocol == protocol]
+        if not own:
+            continue
+        by_benchmark: dict[str, list[Cell]] = {}
+        by_language: dict[str, list[Cell]] = {}
+        for cell in own:
+            by_benchmark.setdefault(cell.benchmark.name, []).append(cell)
+            by_language.setdefault(cell.language, []).append(cell)
+        found["protocols"][protocol] = {
+            "cells": [_cell(cell) for cell in own],
+            "benchmarks": [
+                {"benchmark": name, "languages": [one.language for one in some], **_score([_block(some)])}
+                for name, some in by_benchmark.items()
+            ],
+            "languages": [
+                {
+                    "language": language,
+                    "benchmarks": [one.benchmark.name for one in some],
+                    **_score([_block([one]) for one in some]),
+                }
+                for language, some in by_language.items()
+            ],
+        }
+    return found
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    results = cell.results
+    unread = sum(one.choice is None and one.gold is not None and not one.ambiguous for one in results)
+    told = [one.in_language for one in results if one.in_language is not None]
+    return {
+        "benchmark": cell.benchmark.name,
+        "language": cell.language,
+        "metric": cell.benchmark.metric,
+        **_score([_block([cell])]),
+        "items": len(results),
+        "chance": round(cell.chance, 6),
+        "in_language": sum(told),
+        "in_another_language": len(told) - sum(told),
+        "ambiguous": sum(one.ambiguous for one in results),
+        "unreadable": unread,
+        "without_english": cell.without_english,
+    }
+
+
+def _block(cells: Sequence[Cell]) -> np.ndarray:
+    """(1, C, F) scores; languages share their items, so that an interval of their mean draws an item in all of them."""
+    columns = {name: k for k, name in enumerate(dict.fromkeys(one.id for cell in cells for one in cell.results))}
+    block_CF = np.full((len(cells), len(columns)), np.nan)
+    for row_F, cell in zip(block_CF, cells, strict=True):
+        row_F[[columns[one.id] for one in cell.results]] = [one.score for one in cell.results]
+    return block_CF[None]
+
+
+def _score(blocks: list[np.ndarray]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in statistics.interval(blocks)._asdict().items()}
+
+
+# Showing it ----------------------------------------------------------------------------------------------------------
+
+
+def text(found: Mapping[str, Any], *, markdown: bool = False) -> str:
+    """The report as tables."""
+    head = "## " if markdown else ""
+    lines = [f"# {found['run']}: evaluation" if markdown else f"{found['run']}, connection: {found['connection']}"]
+    if markdown:
+        lines += ["", f"Connection: {found['connection']}."]
+    lines += ["", "Scores in per cent, with 95 % intervals over items."]
+    for protocol, scores in found["protocols"].items():
+        style = f", prompts in style {found['style']}" if protocol == "generation" else ""
+        lines += ["", f"{head}{protocol.capitalize()}{style}", ""]
+        rows = _generated_rows if protocol == "generation" else _ranked_rows
+        lines.append(table(*rows(scores), markdown=markdown))
+        left_out = sum(cell["without_english"] for cell in scores["cells"])
+        if left_out:
+            lines += ["", f"Left out, because they have no English counterpart to connect: {left_out} items."]
+        if len(scores["languages"]) > 1 and len(scores["benchmarks"]) > 1:
+            means = [
+                [one["language"], _shown(one), ", ".join(one["benchmarks"])]
+                for one in sorted(scores["languages"], key=lambda one: one["language"])
+            ]
+            lines += ["", f"{head}{protocol.capitalize()}: means over benchmarks, by language", ""]
+            lines.append(table(["language", "mean", "of"], means, markdown=markdown))
+        if found["preset"]:
+            lines += _published(found["preset"], protocol, scores, markdown, head)
+    return "\n".join(lines)
+
+
+def _ranked_rows(scores: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    heads = ["benchmark", "language", "metric", "score", "items", "chance"]
+    rows = [_common(cell) for cell in scores["cells"]]
+    if any(cell["unreadable"] for cell in scores["cells"]):  # a model whose log-likelihoods are not numbers
+        heads.append("not numbers")
+        rows = [[*row, str(cell["unreadable"])] for row, cell in zip(rows, scores["cells"], strict=True)]
+    return heads, _with_means(rows, scores)
+
+
+def _generated_rows(scores: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    heads = ["benchmark", "language", "metric", "score", "items", "chance", "in language", "ambiguous", "unreadable"]
+    rows = []
+    for cell in scores["cells"]:
+        told = cell["in_language"] + cell["in_another_language"]
+        share = f"{100 * cell['in_language'] / told:.0f} % of {told}" if told else "-"
+        counts = [str(cell[name]) if cell["chance"] else "-" for name in ("ambiguous", "unreadable")]
+        rows.append([*_common(cell), share, *counts])
+    return heads, _with_means(rows, scores)
+
+
+def _common(cell: Mapping[str, Any]) -> list[str]:
+    chance = f"{100 * cell['chance']:.1f}" if cell["chance"] else "-"
+    return [
+        cell["benchmark"],
+        cell["language"],
+        METRICS[cell["metric"]],
+        _shown(cell),
+        str(cell["items"]),
+        chance,
+    ]
+
+
+def _with_means(rows: list[list[str]], scores: Mapping[str, Any]) -> list[list[str]]:
+    """The rows, and behind those of a benchmark in several languages the mean over these."""
+    with_means = []
+    for one in scores["benchmarks"]:
+        own = [row for row in rows if row[0] == one["benchmark"]]
+        with_means += own
+        if len(own) > 1:
+            items = str(sum(int(row[4]) for row in own))
+            mean = [one["benchmark"], f"mean of {len(own)}", own[0][2], _shown(one), items]
+            with_means.append(mean + [""] * (len(own[0]) - len(mean)))
+    return with_means
+
+
+def _shown(one: Mapping[str, float]) -> str:
+    return f"{100 * one['mean']:.1f} [{100 * one['low']:.1f}, {100 * one['high']:.1f}]"
+
+
+def _published(name: str, protocol: str, scores: Mapping[str, Any], markdown: bool, head: str) -> list[str]:
+    """The paper's own summary table: these scores, and below or beside them its figures."""
+    preset = PRESETS[name]
+    here: dict[str, dict[str, float]] = {}
+    for cell in scores["cells"]:
+        if cell["language"] in preset.languages.get(cell["benchmark"], ()):
+            here.setdefault(cell["benchmark"], {})[cell["language"]] = cell["mean"]
+    if not here:
+        return []
+    figures = [one for one in preset.published if one.benchmark in here]
+    by_language = any(one.language for one in preset.published)
+    heads, rows = (_by_language if by_language else _averages)(here, figures)
+    return [
+        "",
+        f"{head}{protocol.capitalize()}: the table of preset {name}",
+        "",
+        table(heads, rows, markdown=markdown),
+        "",
+        f"Published: {preset.paper}. {preset.note}",
+    ]
+
+
+def _by_language(here: Mapping[str, Mapping[str, float]], figures: Iterable[Published]) -> tuple[list[str], list[Any]]:
+    languages = list(dict.fromkeys(code for some in here.values() for code in some))
+    published: dict[str, dict[str, dict[str, float]]] = {}
+    for one in figures:
+        if one.language is not None:
+            by_method = published.setdefault(one.benchmark, {})
+            by_method.setdefault(f"{one.method}, {one.model}", {})[one.language] = one.value
+    rows = []
+    for benchmark, values in here.items():
+        own = {code: 100 * value for code, value in values.items()}
+        for source, some in {"here": own, **published.get(benchmark, {})}.items():
+            shown = [some[code] for code in languages if code in some and code in own]
+            cells = [f"{some[code]:.1f}" if code in some and code in own else "" for code in languages]
+            rows.append([benchmark, source, *cells, f"{np.mean(shown):.1f}" if shown else ""])
+    return ["benchmark", "from", *languages, "mean"], rows
+
+
+def _averages(here: Mapping[str, Mapping[str, float]], figures: Iterable[Published]) -> tuple[list[str], list[Any]]:
+    published = {one.benchmark: f"{one.value:.2f} ({one.method})" for one in figures}
+    rows = [
+        [benchmark, f"{100 * np.mean(list(values.values())):.1f}", str(len(values)), published.get(benchmark, "-")]
+        for benchmark, values in here.items()
+    ]
+    return ["benchmark", "here, mean", "languages", "published, 10 languages"], rows

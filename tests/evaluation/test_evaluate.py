@@ -1,0 +1,712 @@
+"""`pivotune evaluate`: what it asks, keeps, refuses and shows; and that the scorers score what a model says."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from pivotune import cli
+from pivotune.checkpoint import open_model
+from pivotune.data.examples import Text
+from pivotune.data.prompts import render_prompt
+from pivotune.errors import PivotuneError
+from pivotune.evaluation.benchmarks import BENCHMARKS, PRESETS, Item, benchmark_of, harness_task, load
+from pivotune.evaluation.benchmarks import task_specs as specs_of
+from pivotune.evaluation.engines import (
+    Engine,
+    GenerationEngine,
+    LikelihoodEngine,
+    _example,
+    _task_manager,
+    answer_text,
+    score_answer,
+)
+from pivotune.evaluation.metrics import contains_answer
+from pivotune.evaluation.results import ItemResult, Key, read_evaluation, read_items
+from pivotune.evaluation.summary import Cell, report, text
+from pivotune.generation import generate_texts
+from pivotune.generation import load as load_model
+from pivotune.lab.base import base_path, load_base
+from pivotune.methods import SFT
+from tests.data.tiny_tokenizers import byte_level
+from tests.evaluation.test_benchmarks import folder as benchmark_files
+from tests.evaluation.test_benchmarks import other, put_cc
+from tests.families import tiny
+from tests.runs import write_base
+
+lm_eval = pytest.importorskip("lm_eval", reason="needs the extra pivotune[evaluation]")
+
+from lm_eval.api.model import LM  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+
+from pivotune.evaluation import evaluate as module  # noqa: E402
+from pivotune.evaluation.evaluate import choose, evaluate, measure, read_parts  # noqa: E402
+from tests.evaluation.test_likelihood import MATRIX, connectable, write_run  # noqa: E402
+
+folder = benchmark_files
+RANKED = [name for name, one in BENCHMARKS.items() if one.protocol == "likelihood"]
+GENERATED = [name for name, one in BENCHMARKS.items() if one.protocol == "generation"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(tmp_path_factory.mktemp("base"), max_position_embeddings=1024)
+
+
+@pytest.fixture(scope="module")
+def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A CC-Tuning run with a Transform Matrix."""
+    torch.manual_seed(0)
+    return write_run(tmp_path_factory.mktemp("cc"), connectable(open_model(base)), MATRIX, training={"seed": 7})
+
+
+@pytest.fixture(scope="module")
+def bench(shared_data: Path) -> Path:
+    return shared_data / "bench"
+
+
+def items_of(output: Path) -> dict[str, list[ItemResult]]:
+    return {path.name: read_items(path)[0] for path in sorted((output / "items").glob("*.jsonl"))}
+
+
+# A model that knows, and one that guesses --------------------------------------------------------------------------
+
+Reply = Callable[[Item], str]
+
+
+class SpeakingModel(torch.nn.Module):
+    """Replies to the prompts of these items as a function says. It knows a prompt only if nothing of it is changed."""
+
+    def __init__(self, items: Sequence[Item], reply: Reply, style: str = "plain") -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=10**6))
+        self.tokenizer = byte_level()
+        self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.replies = {render_prompt(Text(prompt=item.prompt), self.tokenizer, style): reply(item) for item in items}
+
+    def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
+        assert options["do_sample"] is False and options["max_new_tokens"] == 40
+        rows = []
+        for ids, mask in zip(input_ids, attention_mask, strict=True):
+            reply = self.replies[self.tokenizer.decode(ids[mask.bool()])]
+            rows.append(self.tokenizer(reply, add_special_tokens=False).input_ids)
+        width = max(map(len, rows)) + 1
+        eos = self.tokenizer.eos_token_id
+        new = torch.tensor([[*row, *[eos] * (width - len(row))] for row in rows])
+        return torch.cat([input_ids, new], dim=1)
+
+
+class RankingModel(LM):
+    """Log-likelihoods of the options as a function says. Finds an item by the id that its row carries."""
+
+    def __init__(self, items: Sequence[Item], log_p: Callable[[Item, int], float]) -> None:
+        super().__init__()
+        self.items = {(item.language, item.id): item for item in items}
+        self.log_p = log_p
+        self.english_tasks: tuple[str, ...] = ()
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        answers = []
+        for request in requests:
+            item = self.items[request.doc["language"], request.doc["id"]]
+            _, continuation = request.args
+            assert item.options is not None
+            if item.benchmark == "mmlu":
+                assert continuation.strip() == "ABCD"[request.idx]
+            elif item.benchmark != "xnli":  # there the harness puts the whole sentence together
+                assert continuation.strip().casefold() == item.options[request.idx].casefold()
+            answers.append((self.log_p(item, request.idx), False))
+        return answers
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        raise AssertionError("nothing is generated")
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        raise AssertionError("nothing is rolled")
+
+
+def engines(items: Sequence[Item], reply: Reply, log_p: Callable[[Item, int], float]) -> Callable[[str], Engine]:
+    def engine(protocol: str) -> Engine:
+        if protocol == "likelihood":
+            return LikelihoodEngine(RankingModel(items, log_p))
+        model = SpeakingModel([item for item in items if item.prompt is not None], reply)
+        return GenerationEngine(model, model.tokenizer)
+
+    return engine
+
+
+def right_answer(item: Item) -> str:
+    return item.answers[0]
+
+
+def knows(item: Item, option: int) -> float:
+    return -1.0 if option == item.gold else -2.0 - option
+
+
+def cells_of(
+    bench: Path, name: str, languages: Sequence[str], output: Path, reply: Reply, log_p: Callable[[Item, int], float]
+) -> list[Cell]:
+    cells = []
+    for language in languages:  # one by one: a prompt may occur in two languages
+        parts = read_parts([(benchmark_of(name), language)], bench, 50, "none")
+        asked = [item for part in parts for item in part.items]
+        cells += measure(parts, engines(asked, reply, log_p), output, "none", progress=False)
+    return cells
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_an_oracle_has_everything_right(name: str, folder: Path, tmp_path: Path) -> None:
+    for cell in cells_of(folder, name, ("en", other(name)), tmp_path / "out", right_answer, knows):
+        assert [one.score for one in cell.results] == [1.0] * len(cell.results)
+        assert [one.id for one in cell.results] == [item.id for item in load(name, cell.language, folder)]
+
+
+def languages_of(name: str) -> list[str]:
+    return [*[code for code in PRESETS[BENCHMARKS[name].paper].languages[name] if code != "en"][:3], "en"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_an_oracle_has_everything_right_in_the_publishers_files(name: str, bench: Path, tmp_path: Path) -> None:
+    cells = cells_of(bench, name, languages_of(name), tmp_path, right_answer, knows)
+    assert [len(cell.results) for cell in cells] == [50] * len(cells)
+    wrong = [one for cell in cells for one in cell.results if one.score != 1.0]
+    assert not wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_guesser_is_at_chance_in_the_publishers_files(name: str, bench: Path, tmp_path: Path) -> None:
+    draw = random.Random(0)
+
+    def guess(item: Item) -> str:
+        if item.labels is None:
+            return "☃"  # neither a word nor a character of any answer
+        return f"({draw.choice(item.labels)})"
+
+    cells = cells_of(bench, name, languages_of(name), tmp_path, guess, lambda item, option: -draw.random())
+    scores = [one.score for cell in cells for one in cell.results]
+    chances = [cell.chance for cell in cells for _ in cell.results]
+    expected, count = sum(chances) / len(chances), len(scores)
+    # Three and a half standard deviations of as many guesses; with the seed fixed the test always says the same.
+    bound = 3.5 * math.sqrt(expected * (1 - expected) / count)
+    assert abs(sum(scores) / count - expected) <= bound
+    assert expected == pytest.approx(BENCHMARKS[name].chance or 0.0) or name == "truthfulqa"
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the harness subtracts infinities
+def test_numbers_that_are_none_are_wrong(folder: Path) -> None:
+    items = load("xcopa", "vi", folder)
+    values = {"0": (math.nan, -1.0), "1": (-math.inf, -1.0), "2": (-math.inf, -math.inf)}
+    engine = LikelihoodEngine(RankingModel(items, lambda item, option: values[item.id][option]))
+    found = {one.id: one for batch in engine(items) for one in batch}
+    assert (found["0"].score, found["0"].choice, found["0"].loglikelihoods) == (0.0, None, (None, -1.0))
+    assert (found["1"].score, found["1"].choice) == (1.0, 1)
+    assert found["2"].choice == 0
+
+
+# Scores of answers -------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_scored_by_the_benchmark(folder: Path) -> None:
+    def scored(name: str, answer: str) -> ItemResult:
+        return score_answer(load(name, other(name), folder)[0], answer)
+
+    assert scored("xquad", "the vi0").score == 1.0 and scored("xquad", "vi0 there").score == pytest.approx(2 / 3)
+    assert scored("mlqa", "vi0 ở").scores["f1"] == pytest.approx(2 / 3)
+    assert scored("mkqa", "bo").scores == {"f1": 1.0, "exact_match": 1.0} and scored("mkqa", "it is Bo").score == 0.5
+    long = scored("cc_mkqa", "it is Bo")
+    assert (long.score, long.scores) == (1.0, {"f1": 0.5, "exact_match": 0.0}) and long.gold is None
+    assert scored("cc_xquad", "In vi0, I think").score == 1.0 and scored("cc_xquad", "vi01").score == 0.0
+    assert scored("cc_xlsum", "s").score == 1.0 and scored("cc_xlsum", "t").score == 0.0
+    choice = scored("cc_mmmlu", "(A)")
+    assert (choice.score, choice.choice, choice.gold, choice.ambiguous) == (1.0, 0, 0, False)
+    assert scored("cc_mmmlu", "A or B").ambiguous and scored("cc_mmmlu", "hm").choice is None
+
+
+def test_what_of_a_text_is_the_answer(folder: Path) -> None:
+    asked, numbered = load("xquad", "vi", folder)[0], load("cc_xquad", "vi", folder)[0]
+    assert answer_text(asked, " Paris \nQuestion: next") == "Paris"
+    assert answer_text(asked, "\nParis") == "" and answer_text(asked, "\nParis", "chat") == "Paris"
+    assert answer_text(numbered, " Paris\n is ") == "Paris\n is"
+    assert contains_answer("在北京大学读书", ["北京大学"], "zh") == 1.0
+    assert contains_answer("Parisian", ["Paris"], "en") == 0.0 and contains_answer("", ["Paris"], "en") == 0.0
+    assert contains_answer("a", ["the"], "en") == 0.0  # nothing is left of the answer
+
+
+def test_styles_surround_the_prompts(folder: Path, tmp_path: Path) -> None:
+    items = load("cc_xnli", "ar", folder)
+    model = SpeakingModel(items, right_answer, "alpaca")
+    assert all(prompt.endswith("Answer:\n\n### Response:") for prompt in model.replies)
+    engine = GenerationEngine(model, model.tokenizer, style="alpaca", batch_size=2)
+    assert [one.score for batch in engine(items) for one in batch] == [1.0] * 3
+    with pytest.raises(KeyError):
+        next(GenerationEngine(model, model.tokenizer)(items))
+
+
+def test_prompts_that_do_not_fit_lose_their_beginning(base: Path, folder: Path) -> None:
+    model, tokenizer = load_model(base)
+    items = load("cc_xnli", "ar", folder)
+    whole = len(tokenizer(items[0].prompt).input_ids)
+    engine = GenerationEngine(model, tokenizer, max_new_tokens=4, max_length=whole + 3)
+    answers = [one for batch in engine(items) for one in batch]
+    assert engine.cut == len(answers) == 3
+    with pytest.raises(PivotuneError, match="max_new_tokens: got 40, but the model's context has 30"):
+        GenerationEngine(model, tokenizer, max_length=30)
+
+
+def test_contexts_that_do_not_fit_are_counted(base: Path, folder: Path) -> None:
+    """TruthfulQA begins with six questions and answers."""
+    for name, cut in (("truthfulqa", 3), ("xnli", 0)):
+        engine = LikelihoodEngine(HFLM(str(base), device="cpu", batch_size=4, max_length=120))
+        assert sum(len(batch) for batch in engine(load(name, "en", folder))) == 3
+        assert (engine.cut, engine.max_length) == (cut, 120)
+
+
+def test_options_that_do_not_fit_are_one_error(folder: Path, tmp_path: Path) -> None:
+    """The harness cuts contexts, but XNLI has none: all of it is the option."""
+    narrow = write_base(tmp_path / "base", max_position_embeddings=16)
+    options: dict[str, Any] = dict(data_dir=str(folder), benchmarks="xnli", languages="vi", output=str(tmp_path / "o"))
+    with pytest.raises(PivotuneError, match=r"xnli_vi, item '1': an option has \d+ tokens, and the model's context 16"):
+        evaluate(str(narrow), **options)
+
+
+# The harness itself ------------------------------------------------------------------------------------------------
+
+
+def harness_samples(lm: Any, items: Sequence[Item]) -> dict[str, Any]:
+    """By id, through the harness's own simple_evaluate, all items in one evaluation."""
+    found = lm_eval.simple_evaluate(
+        model=lm, tasks=specs_of([harness_task(items)]), task_manager=_task_manager(), bootstrap_iters=0
+    )
+    ((_, samples),) = found["samples"].items()
+    return {sample["doc"]["id"]: sample for sample in samples}
+
+
+def same_as_the_harness(model: Path, data: Path, names: Sequence[str], limit: int | None, output: Path) -> None:
+    """Item by item: the log-likelihoods to rounding, because the batches differ, and the scores exactly."""
+    lm = HFLM(str(model), device="cpu", batch_size=4)
+    languages = sorted({other(name) for name in names} | {"en"})
+    evaluate(
+        str(model),
+        data_dir=str(data),
+        benchmarks=",".join(names),
+        languages=",".join(languages),
+        limit=limit,
+        output=str(output),
+        batch_size=2,
+    )
+    for name in names:
+        for language in (other(name), "en"):
+            items = load(name, language, data, limit)
+            theirs = harness_samples(lm, items)
+            ours, _ = read_items(output / "items" / Key("likelihood", name, language, "none").filename)
+            assert sorted(one.id for one in ours) == sorted(theirs) == sorted(item.id for item in items)
+            for one in ours:
+                log_p = [answer[0][0] for answer in theirs[one.id]["resps"]]
+                assert one.loglikelihoods == pytest.approx(log_p, rel=1e-5)
+                assert one.score == theirs[one.id]["acc"]
+
+
+@pytest.mark.parametrize("name", RANKED)
+def test_likelihood_is_the_harness_item_by_item(name: str, base: Path, folder: Path, tmp_path: Path) -> None:
+    same_as_the_harness(base, folder, [name], None, tmp_path)
+
+
+@pytest.mark.slow
+def test_likelihood_is_the_harness_on_the_lab_base(bench: Path, tmp_path: Path) -> None:
+    # In float32, where other batches change nothing but the last digits.
+    model, tokenizer = load_base()
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    same_as_the_harness(tmp_path / "base", bench, ["xnli", "xcopa", "xstorycloze"], 20, tmp_path)
+
+
+@pytest.mark.parametrize("softmax_dtype", ["float32", "auto"])
+def test_sums_in_float32_or_as_the_harness_by_default(
+    softmax_dtype: Any, base: Path, folder: Path, tmp_path: Path
+) -> None:
+    """In bfloat16 the same batch gives the same bits; and sums in bfloat16 are others."""
+    model, tokenizer = load_model(base, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    path, output = str(tmp_path / "base"), tmp_path / "out"
+    options: dict[str, Any] = dict(data_dir=str(folder), benchmarks="xcopa", languages="vi", output=str(output))
+    evaluate(path, softmax_dtype=softmax_dtype, **options)
+    items = load("xcopa", "vi", folder)
+    ours = {one.id: one.loglikelihoods for one in items_of(output)["likelihood.xcopa.vi.none.jsonl"]}
+    theirs = {}
+    for dtype in (None, "float32"):
+        lm = HFLM(path, device="cpu", batch_size=16, softmax_dtype=dtype)
+        samples = harness_samples(lm, items)
+        theirs[dtype] = {key: tuple(one[0][0] for one in sample["resps"]) for key, sample in samples.items()}
+    assert theirs[None] != theirs["float32"]
+    assert ours == theirs[None if softmax_dtype == "auto" else "float32"]
+    with pytest.raises(PivotuneError, match=r"^softmax_dtype: the results in"):
+        evaluate(path, softmax_dtype="float32" if softmax_dtype == "auto" else "auto", **options)
+
+
+def test_xquad_is_the_harness_item_by_item(base: Path, folder: Path, tmp_path: Path) -> None:
+    """Its own task, which the harness generates for, against our generation."""
+    items = load("xquad", "vi", folder)
+    data = tmp_path / "rows.jsonl"
+    rows = [
+        {"id": one.id, "context": one.context, "question": one.question, "answers": {"text": list(one.answers)}}
+        for one in items
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "include": str(Path(lm_eval.__file__).parent / "tasks/xquad/xquad_vi.yaml"),
+        "task": "xquad_vi",
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"validation": str(data)}, "cache_dir": str(tmp_path / "cache")},
+    }
+    (tmp_path / "xquad_vi.yaml").write_text(yaml.safe_dump(task))
+    found = lm_eval.simple_evaluate(
+        model=HFLM(str(base), device="cpu", batch_size=2),
+        tasks=["xquad_vi"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        gen_kwargs={"max_gen_toks": 40},
+        bootstrap_iters=0,
+    )
+    theirs = {sample["doc"]["id"]: sample for sample in found["samples"]["xquad_vi"]}
+    evaluate(str(base), data_dir=str(folder), benchmarks="xquad", languages="vi", output=str(tmp_path / "out"))
+    ours, _ = read_items(tmp_path / "out/items/generation.xquad.vi.none.jsonl")
+    for one in ours:
+        assert one.prediction == theirs[one.id]["resps"][0][0].strip()
+        assert (one.scores["f1"], one.scores["exact_match"]) == (theirs[one.id]["f1"], theirs[one.id]["exact_match"])
+
+
+# Resuming ----------------------------------------------------------------------------------------------------------
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupted_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, count = module.ItemWriter, iter(range(batches))
+
+    class Writer(real):  # type: ignore[misc, valid-type]
+        def append(self, *items: ItemResult) -> None:
+            if next(count, None) is None:
+                raise Interrupted
+            super().append(*items)
+
+    monkeypatch.setattr(module, "ItemWriter", Writer)
+
+
+@pytest.mark.parametrize("mode", ["none", "matrix"])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    mode: Any, run: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = dict(
+        data_dir=str(folder),
+        benchmarks="xcopa,xstorycloze,cc_xnli,cc_mmmlu",
+        languages="vi,ar",
+        connection=mode,
+        batch_size=2,
+        max_new_tokens=6,
+    )
+    whole = evaluate(run, output=str(tmp_path / "whole"), **options)
+    for batches in (0, 1, 3, 6):
+        output = tmp_path / f"cut-{batches}"
+        with monkeypatch.context() as patched:
+            interrupted_after(batches, patched)
+            with pytest.raises(Interrupted):
+                evaluate(run, output=str(output), **options)
+        before = items_of(output)
+        # Each batch holds two items, or one at the end of a benchmark: all that was finished is there.
+        assert sum(map(len, before.values())) == [0, 2, 5, 9][[0, 1, 3, 6].index(batches)]
+        resumed = evaluate(run, output=str(output), **options)
+        assert items_of(output) == items_of(tmp_path / "whole")
+        assert resumed == whole
+        for name, items in before.items():
+            assert items_of(output)[name][: len(items)] == items, "what was finished is kept as it was"
+
+
+def test_what_is_finished_needs_no_model(
+    run: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = dict(
+        data_dir=str(folder), benchmarks="cc_xnli", languages="ar", max_new_tokens=4, output=str(tmp_path)
+    )
+    first = evaluate(run, **options)
+    monkeypatch.setattr(module, "load_run", lambda *_: pytest.fail("the model is loaded"))
+    assert evaluate(run, **options) == first
+    assert evaluate(run, **options, limit=2)["protocols"]["generation"]["cells"][0]["items"] == 2
+    assert len(items_of(tmp_path)["generation.cc_xnli.ar.matrix.jsonl"]) == 3
+    assert read_evaluation(tmp_path).config["limit"] is None  # of what is there, not of the last call
+
+
+def test_a_greater_limit_and_more_benchmarks_are_added(run: str, folder: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = dict(data_dir=str(folder), connection="none", max_new_tokens=4, output=str(tmp_path))
+    evaluate(run, benchmarks="xcopa", languages="vi", limit=1, **options)
+    first = items_of(tmp_path)["likelihood.xcopa.vi.none.jsonl"]
+    evaluate(run, benchmarks="xcopa,cc_xnli", languages="vi,ar", limit=2, **options)
+    assert items_of(tmp_path)["likelihood.xcopa.vi.none.jsonl"][:1] == first
+    kept = read_evaluation(tmp_path)
+    assert sorted(kept.benchmarks) == ["generation.cc_xnli", "likelihood.xcopa"]
+    assert kept.config["limit"] == 2 and kept.config["style"] == "plain" and kept.model["seed"] == 7
+    assert {key.connection for key in kept.items} == {"none"}
+
+
+def test_a_torn_line_is_evaluated_again(run: str, folder: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = dict(data_dir=str(folder), benchmarks="xcopa", languages="vi", output=str(tmp_path))
+    evaluate(run, **options)
+    path = tmp_path / "items/likelihood.xcopa.vi.matrix.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    evaluate(run, **options)
+    again, _ = read_items(path)
+    assert [json.loads(line)["id"] for line in whole.splitlines()] == [one.id for one in again]
+    path.write_bytes(whole[20:])
+    with pytest.raises(PivotuneError, match=r"likelihood\.xcopa\.vi\.matrix\.jsonl:1: malformed line"):
+        evaluate(run, **options)
+    evaluate(run, **options, restart=True)
+    assert items_of(tmp_path)[path.name] == [ItemResult.from_json(line) for line in whole.decode().splitlines()]
+
+
+def test_what_was_made_in_another_way_is_not_mixed(run: str, base: Path, folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    options: dict[str, Any] = dict(data_dir=str(folder), languages="ar", output=str(output), max_new_tokens=4)
+    options |= dict(benchmarks="cc_xnli", limit=1)
+    evaluate(run, **options)
+    torch.manual_seed(1)
+    same = connectable(open_model(base))
+    with torch.no_grad():
+        same.model.lm_head.weight[0, 0] += 1
+    retrained = write_run(tmp_path / "retrained", same, MATRIX)
+    changes: list[tuple[str, str, dict[str, Any]]] = [
+        (run, "connection", {"connection": "none"}),
+        (run, "style", {"style": "alpaca"}),
+        (run, "max_new_tokens", {"max_new_tokens": 5}),
+        (retrained, "run", {}),
+    ]
+    for path, option, change in changes:
+        with pytest.raises(PivotuneError, match=rf"^{option}: the results in .*--output.*--restart"):
+            evaluate(path, **{**options, **change})
+    gold = folder / "cctuning/XNLI/ans_sample/ar.json"
+    gold.write_text(gold.read_text().replace('"2"', '"1"'))
+    with pytest.raises(PivotuneError, match=r"^data_dir: .*cc_xnli\.ar"):
+        evaluate(run, **options)
+    evaluate(run, **options, restart=True)
+    (output / "evaluation.json").unlink()
+    with pytest.raises(PivotuneError, match=r"evaluation\.json is missing.*--restart"):
+        evaluate(run, **options)
+
+
+# Connection --------------------------------------------------------------------------------------------------------
+
+
+def test_real_english_is_connected(run: str, folder: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = dict(data_dir=str(folder), benchmarks="cc_xnli", languages="ar,en", max_new_tokens=6)
+    found = {}
+    for mode in ("none", "english", "matrix"):
+        evaluate(run, connection=mode, output=str(tmp_path / mode), **options)
+        found[mode] = {
+            name.split(".")[2]: {one.id: one.prediction for one in items}
+            for name, items in items_of(tmp_path / mode).items()
+        }
+    assert found["none"]["en"] == found["english"]["en"] == found["matrix"]["en"], "English is not connected"
+    assert found["none"]["ar"] != found["english"]["ar"] != found["matrix"]["ar"]
+    model, tokenizer = load_model(run)
+    items = load("cc_xnli", "ar", folder)
+    asked = [_example(item) for item in items]
+    answers = generate_texts(model, tokenizer, asked, style="plain", connection="english", max_new_tokens=6)
+    assert found["english"]["ar"] == {item.id: answer for item, answer in zip(items, answers, strict=True)}
+
+
+def test_items_without_english_are_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    listed = "\n".join(f"({letter}) option {letter}" for letter in "ABCD")
+    for language in ("en", "ko"):
+        prompts = [f"p\n\nq{n}\n{listed}\n\nAnswer:" for n in range(430)]
+        put_cc(folder, "MMMLU", "split_sample", "ans_sample", language, prompts, ["A"] * 430)
+    (part,) = read_parts([(benchmark_of("cc_mmmlu"), "ko")], folder, 420, "english")
+    assert (len(part.items), part.without_english) == (417, 3)
+    assert "3 items have no English counterpart" in caplog.text
+    (part,) = read_parts([(benchmark_of("cc_mmmlu"), "ko")], folder, 420, "matrix")
+    assert (len(part.items), part.without_english) == (420, 0)
+
+
+def test_xnli_is_never_connected_and_says_so(
+    run: str, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = dict(data_dir=str(folder), benchmarks="xnli,xcopa", languages="vi,en")
+    for mode in ("none", "matrix"):
+        evaluate(run, connection=mode, output=str(tmp_path / mode), **options)
+    assert caplog.text.count("never made in xnli") == 1
+    plain, connected = (items_of(tmp_path / mode) for mode in ("none", "matrix"))
+    for name in ("xnli.vi", "xnli.en", "xcopa.en"):
+        pairs = zip(plain[f"likelihood.{name}.none.jsonl"], connected[f"likelihood.{name}.matrix.jsonl"], strict=True)
+        assert all(one.loglikelihoods == pytest.approx(two.loglikelihoods, rel=1e-5) for one, two in pairs)
+    assert plain["likelihood.xcopa.vi.none.jsonl"] != connected["likelihood.xcopa.vi.matrix.jsonl"]
+
+
+# Refusals ----------------------------------------------------------------------------------------------------------
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"benchmarks": "xnly"}, "benchmarks: unknown benchmark 'xnly'; did you mean 'xnli'?"),
+    ({"benchmarks": None}, "benchmarks, preset: none is given"),
+    ({"preset": "dft"}, "benchmarks, preset: both are given"),
+    ({"benchmarks": None, "preset": "dfd"}, "preset: got 'dfd'"),
+    ({"benchmarks": " , "}, "benchmarks: got ' , '"),
+    ({"languages": "ja"}, "languages: xcopa is not available in 'ja'"),
+    ({"benchmarks": "xcopa,cc_xnli", "languages": "vi"}, "languages: cc_xnli is not available in 'vi'"),
+    ({"limit": 0}, "limit: got 0"),
+    ({"batch_size": 0}, "batch_size: got 0"),
+    ({"softmax_dtype": "float16"}, "softmax_dtype: got 'float16'"),
+    ({"connection": "matrx"}, "connection"),
+    ({"connection": "english"}, "connection: got 'english', but xcopa run inside lm-evaluation-harness"),
+    ({"style": "auto", "benchmarks": "xquad"}, "style: got 'auto'"),
+    ({"data_dir": None}, "data_dir: not given"),
+    ({"data_dir": "nowhere"}, "data_dir: nowhere is no folder"),
+    ({"run": "./nowhere"}, "./nowhere: no such run folder"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])
+def test_refused_before_a_model_is_loaded(
+    change: dict[str, Any], message: str, run: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "load_run", lambda *_: pytest.fail("the model is loaded"))
+    options: dict[str, Any] = dict(run=run, data_dir=str(folder), benchmarks="xcopa", languages="vi")
+    with pytest.raises(PivotuneError) as error:
+        evaluate(**{**options, "output": str(tmp_path / "out"), **change})
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_broken_files_are_one_error(run: str, folder: Path, tmp_path: Path) -> None:
+    path = folder / "xcopa/val-vi.jsonl"
+    whole = path.read_text()
+    options: dict[str, Any] = dict(data_dir=str(folder), benchmarks="xcopa", output=str(tmp_path / "out"), limit=1)
+    path.write_text(whole[:-10])
+    with pytest.raises(PivotuneError, match=r"val-vi\.jsonl:3: malformed line"):
+        evaluate(run, languages="vi", **options)
+    path.unlink()
+    with pytest.raises(PivotuneError, match=r"val-vi\.jsonl: no such file\. Get it from https"):
+        evaluate(run, languages="vi", **options)
+
+
+def test_a_connection_needs_a_run_with_one(base: Path, folder: Path, tmp_path: Path) -> None:
+    without = write_run(tmp_path / "no-matrix", connectable(open_model(base)))
+    options: dict[str, Any] = dict(data_dir=str(folder), benchmarks="xcopa", languages="vi", output=str(tmp_path / "o"))
+    with pytest.raises(PivotuneError, match="has no Transform Matrix"):
+        evaluate(without, connection="matrix", **options)
+    with pytest.raises(PivotuneError, match="was not trained with CC-Tuning"):
+        evaluate(str(base), connection="matrix", **options)
+    options["output"] = None
+    with pytest.raises(PivotuneError, match=r"output: .* is no run folder of Pivotune"):
+        evaluate(str(base), **options)
+
+
+def test_the_prompt_style_is_that_of_the_run(
+    base: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = dict(data_dir=str(folder), benchmarks="cc_xnli", languages="ar", max_new_tokens=2)
+    for style, expected in (("alpaca", "alpaca"), ("plain", "plain"), ("auto", "plain")):
+        folder_of_run = write_run(tmp_path / style, SFT(open_model(base)), prompt_style=style)
+        assert evaluate(folder_of_run, **options)["style"] == expected
+        assert read_evaluation(tmp_path / style / "evaluation").config["style"] == expected
+    assert caplog.text.count("give --style alpaca or chat") == 1
+
+
+# What is chosen and shown ------------------------------------------------------------------------------------------
+
+
+def test_what_is_chosen(caplog: pytest.LogCaptureFixture) -> None:
+    def names(*options: str | None) -> list[str]:
+        return [f"{one.name}.{language}" for one, language in choose(*options)]
+
+    assert len(names(None, "dft", None)) == 3 * 6 + 2 + 2 and len(names(None, "cc", None)) == 60
+    assert names("xcopa", None, None) == ["xcopa.vi", "xcopa.zh"]  # those of the paper
+    assert names("xcopa,xnli,xcopa", None, "zh, en") == ["xcopa.zh", "xcopa.en", "xnli.zh", "xnli.en"]
+    assert "xstorycloze.vi" not in names(None, "dft", "vi,en")
+    assert "xstorycloze is not available in vi and left out there" in caplog.text
+
+
+def cell(name: str, language: str, scores: Sequence[float], **fields: Any) -> Cell:
+    results = tuple(ItemResult(id=str(n), score=score, **fields) for n, score in enumerate(scores))
+    return Cell(benchmark_of(name), language, results, chance=BENCHMARKS[name].chance or 0.0)
+
+
+def test_protocols_never_share_a_table() -> None:
+    cells = [
+        cell("xnli", "vi", [1, 0, 0, 1]),
+        cell("xnli", "zh", [1, 1, 1, 1]),
+        cell("xcopa", "vi", [0, 0, 1, 1]),
+        cell("xquad", "vi", [0.5, 0.25], in_language=True),
+        cell("cc_xnli", "zh", [1, 0], gold=1, in_language=False),
+    ]
+    found = report(cells, run="r", connection="none", style="plain", preset="dft")
+    ranked, generated = found["protocols"]["likelihood"], found["protocols"]["generation"]
+    assert {one["benchmark"] for one in ranked["cells"]} == {"xnli", "xcopa"}
+    assert {one["benchmark"] for one in generated["cells"]} == {"xquad", "cc_xnli"}
+    assert [(one["benchmark"], one["mean"]) for one in ranked["benchmarks"]] == [("xnli", 0.75), ("xcopa", 0.5)]
+    assert [(one["language"], one["mean"]) for one in ranked["languages"]] == [("vi", 0.5), ("zh", 1.0)]
+    first = ranked["cells"][0]
+    assert first["low"] < first["mean"] == 0.5 < first["high"] and first["items"] == 4
+    assert generated["cells"][1]["unreadable"] == 2 and generated["cells"][1]["in_another_language"] == 2
+    shown = text(found)
+    above, below = shown.split("\nGeneration, prompts in style plain\n")
+    assert "xquad" not in above and "xcopa" not in below
+    assert "TFT, LLaMA-2-7B" in above and "44.1" in above and "2503.01275" in above
+    assert "xnli" in text(found, markdown=True) and "| xnli " in text(found, markdown=True)
+    cc = text(report(cells[4:], run="r", connection="none", preset="cc"))
+    assert "53.06 (best average)" in cc and "2506.00875" in cc
+
+
+def test_the_command(run: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["evaluate", run, "--benchmarks", "xcopa,cc_xnli", "--languages=vi,ar", "--data_dir", str(folder)]
+    arguments += ["--limit", "2", "--output", str(tmp_path), "--max_new_tokens", "4", "--connection", "matrix"]
+    cli.main(arguments)
+    printed = capsys.readouterr()
+    assert "xcopa" in printed.out and "cc_xnli" in printed.out and "connection: matrix" in printed.out
+    assert "4/4" in printed.err and "Running" not in printed.err, "one progress bar, over all items"
+    assert (tmp_path / "evaluation.md").is_file()
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert set(scores["protocols"]) == {"likelihood", "generation"}
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, "--limt", "3"])
+    assert "did you mean 'limit'" in capsys.readouterr().err
+
+
+# End to end --------------------------------------------------------------------------------------------------------
+
+
+def all_fourteen(model: str, bench: Path, output: Path, limit: int) -> Iterator[dict[str, Any]]:
+    for preset in PRESETS:
+        options: dict[str, Any] = dict(data_dir=str(bench), preset=preset, limit=limit, max_new_tokens=8)
+        found = evaluate(model, languages="vi,ar,zh", output=str(output), **options)
+        for scores in found["protocols"].values():
+            assert all(one["items"] == limit for one in scores["cells"])
+            yield from scores["benchmarks"]
+
+
+@pytest.mark.slow
+def test_the_lab_base_on_all_fourteen(bench: Path, tmp_path: Path) -> None:
+    assert {one["benchmark"] for one in all_fourteen(str(base_path()), bench, tmp_path, 2)} == set(BENCHMARKS)
+
+
+@pytest.mark.slow
+def test_a_random_gemma_on_all_fourteen(bench: Path, tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    tokenizer.pad_token = tokenizer.eos_token
+    model = tiny("gemma2", dtype=torch.float32, vocab_size=len(tokenizer), max_position_embeddings=4096)
+    model.save_pretrained(tmp_path / "gemma")
+    tokenizer.save_pretrained(tmp_path / "gemma")
+    found = all_fourteen(str(tmp_path / "gemma"), bench, tmp_path / "out", 2)
+    assert {one["benchmark"] for one in found} == set(BENCHMARKS)
