@@ -1,0 +1,421 @@
+"""The skills' items have one right answer that only their passage gives, and no split holds a passage of another."""
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable
+from itertools import combinations, product
+
+import pytest
+
+from pivotune.lab.skill_templates import (
+    ALIKE,
+    CATEGORY_OF,
+    COMPARATIVES,
+    CONVERSE,
+    ENDING_OF,
+    FRAMES,
+    LABELS,
+    PEOPLE,
+    SITUATIONS,
+    STOP,
+    SUPERLATIVE_OF,
+    TABLES,
+    THINGS,
+    WOMEN,
+    WORDS,
+)
+from pivotune.lab.skills import CHANCE, SKILLS, SPLITS, WORDINGS, Clause, Item, Skills, pieces, say
+from pivotune.lab.templates import LANGUAGES, SCAFFOLD
+
+OTHERS = LANGUAGES[1:]
+ASKED = ("development", "heldout")
+
+# The first item of all that are held out: the same on every machine.
+FIRST = (
+    "Question: Philip is in the office. Mark is in the shop. Eve is in the hospital. "
+    "Where is Philip?\nAnswer: in the office"
+)
+
+
+@pytest.fixture(scope="module")
+def skills() -> Skills:
+    return Skills.build()
+
+
+@pytest.fixture(scope="module")
+def other_skills() -> Skills:
+    return Skills.build(1, english_only=("reading", "comparison"))
+
+
+# --- what is right ---------------------------------------------------------------------------------------------------
+
+AXES = {word: (k // 2, 1 - 2 * (k % 2)) for k, word in enumerate(COMPARATIVES)}  # "younger" is the axis of age, -1
+AXIS_OF = {SUPERLATIVE_OF[word]: axis for word, axis in AXES.items()}
+
+
+def above(clause: Clause) -> tuple[str, str, int]:
+    """(who has more, who has less, of what)."""
+    one, other, word = clause.slots
+    axis, sign = AXES[word]
+    return (one, other, axis) if sign > 0 else (other, one, axis)
+
+
+def things_of(word: str) -> set[str]:
+    return {thing for thing in THINGS if word in (thing, CATEGORY_OF[thing])}
+
+
+def holds(clause: Clause, owned: set[str]) -> bool:
+    return bool(things_of(clause.slots[1]) & owned) == (clause.frame == "has")
+
+
+def follows(premise: Clause, hypothesis: Clause) -> str:
+    """By going through every world that could be."""
+    if premise.frame == "more":
+        (high, low, axis), said = above(premise), above(hypothesis)
+        return "yes" if said == (high, low, axis) else "no" if said == (low, high, axis) else "maybe"
+    assert premise.slots[0] == hypothesis.slots[0]
+    about = sorted(things_of(premise.slots[1]) | things_of(hypothesis.slots[1]))
+    worlds = [
+        {thing for thing, has in zip(about, bits, strict=True) if has} for bits in product((0, 1), repeat=len(about))
+    ]
+    seen = {holds(hypothesis, world) for world in worlds if holds(premise, world)}
+    return {(True,): "yes", (False,): "no"}.get(tuple(seen), "maybe")
+
+
+def right_answers(item: Item) -> set[str]:
+    """Every answer that the passage allows, read off the structure by other means than it was made with."""
+    asked = item.question.slots[0]
+    match item.question.frame:
+        case "where" | "what":
+            return {clause.slots[1] for clause in item.passage if clause.slots[0] == asked}
+        case "who_at":
+            return {clause.slots[0] for clause in item.passage if clause.slots[1] == asked}
+        case "who_has":
+            return {
+                clause.slots[0] for clause in item.passage if asked in (clause.slots[1], CATEGORY_OF[clause.slots[1]])
+            }
+        case "who_most":
+            axis, sign = AXIS_OF[asked]
+            if item.kind == "ages":
+                assert axis == 0
+                best = max(sign * int(clause.slots[1]) for clause in item.passage)
+                return {clause.slots[0] for clause in item.passage if sign * int(clause.slots[1]) == best}
+            pairs = [above(clause) for clause in item.passage]
+            assert {of for *_, of in pairs} == {axis}
+            over = {(a, b) if sign > 0 else (b, a) for a, b, _ in pairs}
+            people = {person for pair in over for person in pair}
+            over |= {(a, d) for a, b in over for c, d in over if b == c}
+            return {person for person in people if all((person, other) in over for other in people - {person})}
+        case "entails":
+            return {follows(item.passage[0], asked)}
+        case "choose":
+            return {ENDING_OF[item.passage[0].slots[1]]} & set(item.question.slots[1:])
+    raise AssertionError(item)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_item_has_one_answer(skills, split):
+    for item in skills.items[split]:
+        assert right_answers(item) == {item.answer}, item
+
+
+def test_the_endings_of_a_choice_are_told_apart(skills):
+    situation_of = {ending: situation for situation, ending in ENDING_OF.items()}
+    for split in SPLITS:
+        for item in skills.split(split, "en", "continuation"):
+            person, *choice = item.question.slots
+            assert person == item.passage[0].slots[0]
+            assert frozenset(situation_of[ending] for ending in choice) not in ALIKE
+    assert {situation for pair in ALIKE for situation in pair} <= set(SITUATIONS)
+    assert all(len(pair) == 2 for pair in ALIKE)
+
+
+# --- what is balanced ------------------------------------------------------------------------------------------------
+
+
+def mentioned(item: Item) -> list[str]:
+    return list(dict.fromkeys(slot for clause in item.passage for slot in clause.slots if slot in PEOPLE))
+
+
+def target(item: Item) -> Hashable:
+    """The answer as a strategy may guess it: which sentence, which person, which label, which ending."""
+    if item.skill == "reading":
+        return next(k for k, clause in enumerate(item.passage) if item.answer in clause.slots)
+    return mentioned(item).index(item.answer) if item.skill == "comparison" else item.answer
+
+
+def layout(item: Item) -> Hashable:
+    """Where which person stands, the kind, the question: all of a comparison but its comparatives and numbers."""
+    people = mentioned(item)
+    shape = tuple(people.index(slot) for clause in item.passage for slot in clause.slots if slot in PEOPLE)
+    return shape, item.question.slots[0], item.wording
+
+
+def anonymous(clause: Clause) -> Hashable:
+    return clause.frame, clause.slots[1:] if clause.frame != "more" else clause.slots[2]
+
+
+BLIND: list[tuple[str, Callable[[Item], Hashable]]] = [
+    ("reading", lambda item: (item.kind, item.wording)),
+    ("comparison", lambda item: (item.kind == "ages", item.wording)),
+    ("comparison", layout),
+    ("entailment", lambda item: (item.kind, item.wording)),
+    ("entailment", lambda item: anonymous(item.passage[0])),
+    ("entailment", lambda item: anonymous(item.question.slots[0])),
+    ("entailment", lambda item: (item.question.slots[0].frame, item.question.slots[0].slots[1] in THINGS)),
+    ("continuation", lambda item: frozenset(item.question.slots[1:])),
+    ("continuation", lambda item: item.question.slots[1:]),
+]
+
+
+@pytest.mark.parametrize(("skill", "seen"), BLIND)
+def test_who_does_not_see_all_is_at_chance(skills, other_skills, skill, seen):
+    """The best guess from a part of the item, learned on pre-training, on the held-out items and on fresh ones."""
+    votes: dict[Hashable, Counter] = defaultdict(Counter)
+    for item in skills.split("pretraining", "en", skill):
+        votes[seen(item)][target(item)] += 1
+    overall = Counter(target(item) for item in skills.split("pretraining", "en", skill))
+    fresh = other_skills.split("training", "en", skill)
+    for items, margin in ((skills.split("heldout", "en", skill), 0.09), (fresh, 0.06)):
+        guesses = [(votes.get(seen(item)) or overall).most_common(1)[0][0] == target(item) for item in items]
+        assert sum(guesses) / len(items) < CHANCE[skill] + margin
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("skill", SKILLS)
+def test_what_is_counted_off_is_even(skills, skill, split):
+    items = skills.split(split, "en", skill)
+    n = len(items)
+    assert n == SPLITS[split][1]
+    if skill == "comparison":
+        kinds = Counter(item.kind for item in items)
+        assert kinds["chain"] == n // 2 and kinds["star"] == kinds["ages"] == n // 4
+    else:
+        features: dict[str, list[Callable[[Item], Hashable]]] = {
+            "reading": [lambda item: item.kind, target],
+            "entailment": [target, lambda item: item.kind],
+            "continuation": [lambda item: item.question.slots.index(item.answer)],
+        }
+        for feature in features[skill]:
+            counts = Counter(feature(item) for item in items).values()
+            assert max(counts) - min(counts) <= 3
+    wordings = Counter(item.wording for item in items)
+    assert set(wordings) == set(range(WORDINGS))
+    assert max(wordings.values()) - min(wordings.values()) <= 50
+
+
+def test_words_are_used_evenly(skills):
+    answers = Counter(item.answer for item in skills.split("pretraining", "en", "comparison"))
+    assert set(answers) == set(PEOPLE)
+    assert max(answers.values()) < 1.5 * min(answers.values())
+
+
+# --- what is apart ---------------------------------------------------------------------------------------------------
+
+
+def said(item: Item) -> frozenset:
+    """What the passage says, however it says it."""
+    return frozenset(
+        (item.skill, clause.frame, above(clause) if clause.frame == "more" else clause.slots) for clause in item.passage
+    )
+
+
+def test_no_passage_is_in_two_splits(skills):
+    of = {split: {said(item) for item in skills.items[split]} for split in SPLITS}
+    for one, other in combinations(SPLITS, 2):
+        assert not of[one] & of[other]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_prompt_that_is_asked_is_met_before(skills, language):
+    """In no text of pre-training, any language and with every item told, and in no example of fine-tuning."""
+    met = "\n\n".join(skills.documents(language, share=1.0))
+    met += "\n\n".join(record["prompt"] for record in skills.examples("training", language))
+    start, stop = SCAFFOLD[language].split("{q}")
+    for split in ASKED:
+        for item in skills.split(split, language):
+            assert item.prompt(language).removeprefix(start).removesuffix(stop) not in met
+    told = next(iter(skills.split("training", language)))
+    assert told.prompt(language) in met  # the search would find it
+
+
+def test_no_prompt_is_shared_by_splits_or_comes_twice(skills):
+    for language in LANGUAGES:
+        prompts = [item.prompt(language) for split in SPLITS for item in skills.items[split]]
+        assert len(set(prompts)) == len(prompts)
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_another_language_is_told_words_and_no_task(skills, language):
+    """No scaffold, no passage before a question, no category of a thing, no ending after its situation."""
+    start, stop = (part.strip() for part in SCAFFOLD[language].split("{q}"))
+    for line in skills.documents(language):
+        assert not any(mark in line for mark in ("\n", start, stop))
+        assert len(re.findall(r"[.。?？؟]", line)) <= 2  # a question and its English
+        assert line.count(STOP[language]) <= 1
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_an_english_only_skill_is_never_told_elsewhere(skills, other_skills, language):
+    for split in ("pretraining", "training"):
+        assert {item.skill for item in skills.split(split, language)} == set(SKILLS) - {"continuation"}
+        assert skills.split(split, language, "continuation") == []
+    for split in ASKED:
+        assert {item.skill for item in skills.split(split, language)} == set(SKILLS)
+    told = set(skills.documents(language, share=1.0))
+    assert not told & {
+        item.prompt(language) + item.completion(language)
+        for split in SPLITS
+        for item in skills.items[split]
+        if item.skill == "continuation"
+    }
+    assert {item.skill for item in other_skills.split("training", language)} == {"entailment", "continuation"}
+
+
+def test_share(skills):
+    assert list(skills.tasks("zh")) == []
+    some, all_of_them = list(skills.tasks("zh", share=0.1)), list(skills.tasks("zh", share=1.0))
+    assert 0.08 < len(some) / len(all_of_them) < 0.12
+    assert len(all_of_them) == 3 * SPLITS["pretraining"][1]
+    assert set(some) < set(all_of_them)
+    assert len(list(skills.documents("en"))) == 4 * SPLITS["pretraining"][1]
+
+
+# --- what is the same in every language ------------------------------------------------------------------------------
+
+
+def test_every_word_has_every_language():
+    assert sum(map(len, TABLES)) == len(WORDS)
+    for table in TABLES:
+        for k in range(len(OTHERS)):
+            names = [row[k] for row in table.values()]
+            assert all(names) and len(set(names)) == len(names)
+    assert len(THINGS) == 4 * len(set(CATEGORY_OF.values()))
+    assert len(SITUATIONS) == len(ENDING_OF)
+    assert all(CONVERSE[CONVERSE[word]] == word != CONVERSE[word] for word in COMPARATIVES)
+    assert len(WOMEN) * 2 == len(PEOPLE)
+
+
+SCRIPTS = {"zh": "[\u4e00-\u9fff，。：？0-9 ]+", "ar": "[\u0621-\u0652،؟: .0-9]+", "vi": r"[A-Za-zÀ-ỹ ,?:.0-9]+"}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_language_shows_in_another(skills, language):
+    """Chinese is Han without spaces, Arabic is Arabic, and no mark of a form is left over."""
+    start, stop = SCAFFOLD[language].split("{q}")
+    for split in ASKED:
+        for item in skills.split(split, language):
+            text = item.prompt(language).removeprefix(start).removesuffix(stop)
+            assert re.fullmatch(SCRIPTS.get(language, r"[A-Za-z ,?:.0-9]+"), text), text
+            assert (" " if language == "zh" else "  ") not in text
+            assert not set("{}|()") & set(text + item.completion(language))
+
+
+def test_frames_are_parallel():
+    for language in LANGUAGES:
+        assert FRAMES[language].keys() == FRAMES["en"].keys()
+        for frame, ways in FRAMES[language].items():
+            assert len(set(ways)) == len(ways) == len(FRAMES["en"][frame])
+            for way, english in zip(ways, FRAMES["en"][frame], strict=True):
+                assert set(re.findall(r"\{\d\}", way)) == set(re.findall(r"\{\d\}", english))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("split", SPLITS)
+def test_examples(skills, language, split):
+    records = list(skills.examples(split, language))
+    items = {item.id: item for item in skills.items[split]}
+    assert len({record["id"] for record in records}) == len(records)
+    assert json.loads(json.dumps(records, ensure_ascii=False)) == records
+    keys = {"id", "language", "prompt", "completion"} | ({"english"} if language != "en" else set())
+    assert all(record.keys() == keys for record in records)
+    assert all(record["completion"] == " " + record["completion"].strip() for record in records)
+    # Copied from the prompt, word for word, where the answer is not yes, no or maybe.
+    assert all(record["completion"].strip() in record["prompt"] for record in records if record["id"][0] != "e")
+    for record in records[::20]:
+        item = items[record["id"].removesuffix(f".{language}")]
+        assert record["id"].split(".")[:3] == [item.skill, item.kind, split]
+        assert (item.skill == "entailment") == (item.answer in LABELS)
+        if language != "en":
+            assert record["english"] == item.turn("en")
+
+
+def test_enough_is_asked(skills):
+    for language in LANGUAGES:
+        assert len(skills.split("heldout", language)) >= 1100  # +-3 points, 95 % at one half
+        for skill in SKILLS:
+            assert len(skills.split("heldout", language, skill)) == 300
+
+
+def test_texts(skills):
+    """One sentence of every frame in every language, as a reader of it expects."""
+    sentences = {
+        Clause("at", ("Ruth", "at school")): (
+            "Ruth is at school", "露丝在学校", "Rút ở trường học", "راعوث في المدرسة", "Ruthu yuko shuleni"),
+        Clause("has", ("Luke", "dogs")): (
+            "Luke has dogs", "卢克有狗", "Luca có chó", "عند لوقا كلاب", "Luka ana mbwa"),
+        Clause("lacks", ("Luke", "fruit")): (
+            "Luke has no fruit", "卢克没有水果", "Luca không có trái cây", "ليس عند لوقا فواكه", "Luka hana matunda"),
+        Clause("more", ("Eve", "Paul", "taller")): (
+            "Eve is taller than Paul", "夏娃比保罗高", "Eva cao hơn Phaolô", "حواء أطول من بولس",
+            "Hawa ni mrefu kuliko Paulo"),
+        Clause("age", ("Noah", "61")): (
+            "Noah is 61 years old", "诺亚61岁", "Nôê 61 tuổi", "عمر نوح 61 سنة", "Nuhu ana umri wa miaka 61"),
+        Clause("situation", ("Sarah", "is late")): (
+            "Sarah is late", "萨拉迟到了", "Sara bị muộn", "سارة متأخرة", "Sara amechelewa"),
+        Clause("situation", ("Paul", "is late")): (
+            "Paul is late", "保罗迟到了", "Phaolô bị muộn", "بولس متأخر", "Paulo amechelewa"),
+        Clause("will", ("Paul", "cry")): (
+            "Paul will cry", "保罗会哭", "Phaolô sẽ khóc", "بولس يبكي", "Paulo atalia"),
+        Clause("choose", ("Ruth", "cry", "laugh")): (
+            "What will Ruth do: cry or laugh?", "露丝会做什么：哭还是大笑？", "Rút sẽ làm gì: khóc hay cười?",
+            "ماذا تفعل راعوث: تبكي أم تضحك؟", "Ruthu atafanya nini: atalia au atacheka?"),
+        Clause("entails", (Clause("lacks", ("Ruth", "tea")),)): (
+            "Is it true that Ruth has no tea?", "露丝没有茶，这是真的吗？", "Có đúng là Rút không có trà không?",
+            "هل هذا صحيح: ليس عند راعوث شاي؟", "Je, ni kweli kwamba Ruthu hana chai?"),
+    }  # fmt: skip
+    for clause, texts in sentences.items():
+        assert tuple(say(clause, language) for language in LANGUAGES) == texts
+
+
+# --- the rest --------------------------------------------------------------------------------------------------------
+
+
+def test_the_seed_decides(skills, other_skills):
+    again = Skills.build(0)
+    assert again == skills
+    assert list(again.documents("ar", 0.1)) == list(skills.documents("ar", 0.1))
+    heldout = {said(item) for item in skills.items["heldout"]}
+    assert not {said(item) for item in other_skills.items["heldout"]} <= heldout
+    assert list(other_skills.words("zh")) == list(skills.words("zh"))
+    first = skills.split("heldout", "en", "reading")[0]
+    assert first.prompt("en") + first.completion("en") == FIRST
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_word_is_met_in_pre_training(skills, language):
+    text = "\n".join(skills.documents(language))
+    for english in WORDS:
+        for person in ("Mary", "John"):
+            x = Item("", (), Clause("", (person,)), english, 0).completion(language)[1:]
+            assert x in text
+    if language != "en":
+        assert all(f" means {label}." in text for label in LABELS)
+
+
+def test_pieces_hold_every_word_and_no_slot():
+    found = set(pieces())
+    assert {" dogs", "狗", " chó", " كلاب", " mbwa", " جائعة", " جائع", "Swali:"} <= found
+    assert not any(set("{}|") & set(piece) for piece in found)
+
+
+def test_wrong_names_are_refused(skills):
+    with pytest.raises(ValueError, match="language must be one of en, zh, vi, ar, sw, not 'fr'"):
+        skills.split("heldout", "fr")
+    with pytest.raises(ValueError, match=r"split must be one of .*, not 'test'"):
+        list(skills.examples("test", "zh"))
+    with pytest.raises(ValueError, match=r"skill must be one of .*, not 'facts'"):
+        skills.split("heldout", "zh", "facts")
+    with pytest.raises(ValueError, match=r"a skill of english_only must be one of .*, not 'facts'"):
+        Skills.build(english_only=("facts",))
