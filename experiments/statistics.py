@@ -16,6 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from pivotune.evaluation.statistics import crossed_test, holm
+
+__all__ = ["Interval", "crossed_test", "difference", "holm", "interval", "macro", "over_seeds", "sign_flip"]
+
 RESAMPLES = 10_000
 FLIPS = 9_999
 SEED = 0
@@ -77,41 +81,6 @@ def sign_flip(right_SF: np.ndarray, other_SF: np.ndarray) -> float:
     flipped_B = _signs(len(apart_F)) @ apart_F
     as_far = np.abs(flipped_B) >= np.abs(apart_F.sum()) - 1e-9  # sums in another order differ by rounding
     return float((1 + as_far.sum()) / (1 + FLIPS))
-
-
-def crossed_test(right_SF: np.ndarray, other_SF: np.ndarray) -> float:
-    """Two-sided p of a paired t-test that takes seeds AND items for samples; NaN with fewer than two seeds.
-
-    The variance of the mean difference in a crossed design, and Satterthwaite's degrees of freedom, are those of the
-    quasi-F of Clark (Journal of Verbal Learning and Verbal Behavior 1973). It is never taken to be smaller than what
-    either sample alone gives.
-    """
-    apart_SF = np.asarray(right_SF, dtype=np.float64) - np.asarray(other_SF, dtype=np.float64)
-    S, F = apart_SF.shape
-    if S < 2 or F < 2:
-        return float("nan")
-    if not apart_SF.any():
-        return 1.0
-    mean, seed_S, item_F = apart_SF.mean(), apart_SF.mean(axis=1), apart_SF.mean(axis=0)
-    rest_SF = apart_SF - seed_S[:, None] - item_F[None, :] + mean
-    of_seeds, of_items = F * seed_S.var(ddof=1), S * item_F.var(ddof=1)
-    of_rest = (rest_SF**2).sum() / ((S - 1) * (F - 1))
-    sources = (of_seeds, S - 1), (of_items, F - 1), (of_rest, (S - 1) * (F - 1))
-    together = max(of_seeds + of_items - of_rest, of_seeds, of_items)
-    if together <= 0:  # every model, every item: the same difference
-        return 0.0
-    freedom = together**2 / sum(square**2 / df for square, df in sources)
-    return float(2 * stats.t.sf(abs(mean) / np.sqrt(together / (S * F)), max(freedom, 1.0)))
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's adjusted p values (Scandinavian Journal of Statistics 1979), in the order given; NaN is no test."""
-    tested = [k for k, value in enumerate(p) if not np.isnan(value)]
-    adjusted, largest = list(map(float, p)), 0.0
-    for rank, k in enumerate(sorted(tested, key=lambda k: p[k])):
-        largest = max(largest, min(1.0, (len(tested) - rank) * p[k]))
-        adjusted[k] = largest
-    return adjusted
 
 
 def over_seeds(value_S: Sequence[float]) -> Interval:

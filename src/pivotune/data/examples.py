@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,6 +109,11 @@ class ParallelExample:
         if english is not None:
             _check_script(english, "en", where, "field 'english'")
         return cls(_id(row, where, default_id), language, text, english, where)
+
+
+def is_among(language: str, wanted: Container[str]) -> bool:
+    """Whether a language was asked for: "pt" admits "pt-BR" too."""
+    return language in wanted or language.split("-")[0] in wanted
 
 
 def is_english(language: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pivotune.data.examples import ParallelExample, is_english
+from pivotune.data.examples import ParallelExample, is_among, is_english
 from pivotune.data.report import DataError, Report
 from pivotune.errors import PivotuneError, check_choice
 
@@ -91,7 +91,7 @@ def stream_prompts(source: str | Path) -> Iterator[ParallelExample]:
 
 def _check_wanted(example: ParallelExample, require_english: bool, languages: Sequence[str] | None) -> None:
     language = example.language
-    if languages is not None and language not in languages and language.split("-")[0] not in languages:
+    if languages is not None and not is_among(language, languages):
         problem = f"field 'language' is {language!r}, expected {', '.join(map(repr, languages))}"
         raise DataError(example.where, "wrong language", problem, "add it to 'languages', or remove the row")
     if require_english and example.english is None and not is_english(language):

@@ -42,6 +42,7 @@ from pivotune.evaluation.page import (
 )
 from pivotune.evaluation.results import FOLDER, Evaluation, ItemResult, Key, evaluation_folder, read_evaluation
 from pivotune.evaluation.statistics import ALPHA, FLIPS, Interval, Score, difference, holm, paired_test, score
+from pivotune.evaluation.summary import METRICS
 from pivotune.lens.plots import COLORS, GREY, LEFT_TO_RIGHT, language_name, new_figure, save
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,6 @@ _SEED_KEYS = {"seed", "data_seed", "output", "output_dir", "logging_dir", "run_n
 _RESULT_KEYS = {"versions", "terms", "transform_matrix", "layers"}
 _UNREMARKABLE = {"output", "batch_size", "device", "connection", "run", "benchmarks", "languages", "data_dir"}
 _NO_TERMS = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
-_METRICS = {"accuracy": "accuracy", "f1": "F1", "em": "exact match", "rouge_l": "ROUGE-L"}
 _TESTS = {
     "mcnemar": "exact McNemar test",
     "sign-flip": "paired sign-flip permutation test",
@@ -721,7 +721,7 @@ def _benchmark_title(protocol: str, benchmark: str) -> str:
 
 def _what(comparison: Comparison, protocol: str, benchmark: str) -> str:
     metric, chance = comparison.metrics[protocol, benchmark]
-    what = _METRICS.get(metric, metric)
+    what = METRICS.get(metric, metric)
     return f"{what}, %" + (f"; a guess scores {_percent(chance)}" if chance else "")
 
 
@@ -841,7 +841,7 @@ def _published(comparison: Comparison) -> list[Section]:
 
 def _what_published(benchmark: str) -> str:
     known = BENCHMARKS[benchmark]
-    return f"{_METRICS.get(known.metric, known.metric)}, %, by {known.protocol}"
+    return f"{METRICS.get(known.metric, known.metric)}, %, by {known.protocol}"
 
 
 def _figure(value: float | None) -> str:
@@ -1014,7 +1014,7 @@ def _score_plots(
         code: {name: (Interval(*_three(one.score)), True) for name, one in row.items()} for code, row in found.items()
     }
     stem = f"{_file_name(protocol)}.{_file_name(benchmark)}"
-    label = f"{_METRICS.get(metric, metric)}, %"
+    label = f"{METRICS.get(metric, metric)}, %"
     path = _dots(comparison, scores, title, label, plots / f"scores.{stem}", chance or None, "chance")
     pictures = [(path, f"Scores on {title}, by language, with 95 % intervals")]
     if comparison.others:

@@ -17,7 +17,7 @@ from pivotune.evaluation.results import ItemResult
 from pivotune.tables import table
 
 PROTOCOLS = ("likelihood", "generation")
-METRICS = {"accuracy": "accuracy", "f1": "F1", "rouge_l": "ROUGE-L"}
+METRICS = {"accuracy": "accuracy", "f1": "F1", "em": "exact match", "rouge_l": "ROUGE-L"}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import Run, load_run, read_info
 from pivotune.connection import Connection
 from pivotune.data import ParallelExample
-from pivotune.data.examples import is_english
+from pivotune.data.examples import is_among, is_english
 from pivotune.data.sources import stream_prompts
 from pivotune.errors import PivotuneError, check_choice, check_number
 from pivotune.lens.calibration import ConnectionMeasure, SupervisionMeasure
@@ -36,7 +36,7 @@ from pivotune.lens.language import BeginningIndex, LanguageMeasure, Others
 from pivotune.lens.layers import Reservoir
 from pivotune.lens.plots import language_name
 from pivotune.lens.projection import ProjectionMeasure
-from pivotune.lens.reading import Measure, PairStream, read
+from pivotune.lens.reading import Measure, PairStream, Reading, read
 from pivotune.lens.similarity import SimilarityMeasure
 from pivotune.methods.deep_supervision import DeepSupervisionConfig, paper_layers
 from pivotune.tables import table
@@ -244,7 +244,7 @@ class _Comparison:
         self._differences: dict[tuple[str, str], RunningDifference] = {}
         self._new: dict[str, dict[str, Tables]] = {}
 
-    def add(self, model: _Model, reading: Any) -> None:
+    def add(self, model: _Model, reading: Reading) -> None:
         self._new[model.role] = {name: measure.add(reading) for name, measure in self.measures[model.role].items()}
         if model.projection is not None:
             model.projection.add(reading)
@@ -342,7 +342,7 @@ def _examples(data: str, languages: list[str] | None, limit: int, seed: int) -> 
     runs."""
 
     def wanted(example: ParallelExample) -> bool:
-        return languages is None or _matches(example.language, languages)
+        return languages is None or is_among(example.language, languages)
 
     counts: Counter[str] = Counter()
     draws: dict[str, Reservoir] = {}
@@ -351,15 +351,17 @@ def _examples(data: str, languages: list[str] | None, limit: int, seed: int) -> 
         if limit and example.english is not None and wanted(example):
             draws.setdefault(example.language, Reservoir(limit, seed)).offer(example)
     paired = {language: count for language, count in counts.items() if count}
-    missing = [language for language in languages or () if not any(_matches(found, [language]) for found in paired)]
+    missing = [language for language in languages or () if not any(is_among(found, [language]) for found in paired)]
     if missing or not paired:
         there = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
         which = f" in {', '.join(map(repr, missing))}" if missing else ""
         raise PivotuneError(f"{data}: has no pair with English{which}. Pairs of each language: {there}.")
     if limit:
         drawn = {language: draw.kept for language, draw in draws.items()}
-        return (lambda: chain.from_iterable(drawn.values())), sum(map(len, drawn.values())), _other_answers(data, drawn)
-    total = sum(count for language, count in paired.items() if languages is None or _matches(language, languages))
+        several = sum(not is_english(language) for language in counts) > 1
+        others = _other_answers(data, drawn) if several else None  # reads the file once more
+        return (lambda: chain.from_iterable(drawn.values())), sum(map(len, drawn.values())), others
+    total = sum(count for language, count in paired.items() if languages is None or is_among(language, languages))
     return (lambda: filter(wanted, stream_prompts(data))), total, None
 
 
@@ -384,10 +386,6 @@ def _other_answers(data: str, drawn: Mapping[str, list[ParallelExample]]) -> Oth
     if not any(further.values()):
         return None
     return lambda example: {name: answers[name][example.id] for name in further[example.language]}
-
-
-def _matches(language: str, wanted: Iterable[str]) -> bool:
-    return language in wanted or language.split("-")[0] in wanted
 
 
 # Showing it ----------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from torch import nn
 
 from pivotune.checkpoint import load_run
 from pivotune.data import Encoded, ParallelExample, PromptEncoder, Text, read_prompts
-from pivotune.data.examples import is_english
+from pivotune.data.examples import is_among, is_english
 from pivotune.data.prompts import prompt_only
 from pivotune.errors import PivotuneError, check_number
 from pivotune.lens.entropy import EntropyCurve, question_entropies
@@ -220,7 +220,7 @@ def _drawn(
     for example in examples:
         seen.add(example.language)
         english = is_english(example.language)
-        if english or language in (None, example.language, example.language.split("-")[0]):
+        if english or language is None or is_among(example.language, (language,)):
             draws[english].offer(example)
     target, contrast = (draw.kept for draw in draws)
     if not target:
