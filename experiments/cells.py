@@ -39,6 +39,7 @@ from pivotune.generation import generate_texts
 from pivotune.lens import LayerChoice, choose_layers
 from pivotune.lens.calibration import ConnectionMeasure, SupervisionMeasure
 from pivotune.lens.estimates import RunningMean
+from pivotune.lens.language import BeginningIndex, LanguageMeasure
 from pivotune.lens.reading import PairStream, Reading, read
 from pivotune.losses import cosine
 from pivotune.methods import CCTuningConfig, DeepSupervisionConfig
@@ -356,7 +357,7 @@ def run_config(cell: Cell, base: str, data: Path, output: Path, steps: int) -> R
 
 
 def _ask(model: Any, tokenizer: Any, questions: dict[str, list[Record]], mode: Mode) -> dict[str, Any]:
-    """Which items are answered word for word."""
+    """What is answered to each item, and whether that is word for word right."""
     found = {}
     for language, records in questions.items():
         asked = list(_examples(records))
@@ -364,7 +365,7 @@ def _ask(model: Any, tokenizer: Any, questions: dict[str, list[Record]], mode: M
             model, tokenizer, asked, style=STYLE, connection=mode, batch_size=64, max_new_tokens=ANSWER_TOKENS
         )
         right = [int(a == q.text.answer.strip()) for a, q in zip(answers, asked, strict=True)]
-        found[language] = {"items": [item(record) for record in records], "right": right}
+        found[language] = {"items": [item(record) for record in records], "right": right, "given": answers}
     return found
 
 
@@ -372,10 +373,11 @@ def look_inside(
     model: Any, tokenizer: Any, records: Sequence[Record], connection: Connection | None = None
 ) -> dict[str, list[float]]:
     """Means over the pairs of one language, one number per layer: what deep supervision asks for (see
-    `SupervisionMeasure`; cosines of the last token too), and of a connection how far the Transform Matrix stands in for
-    English."""
+    `SupervisionMeasure`; cosines of the last token too), the probability that the lens gives to a first token of the
+    English and of the own answer, and of a connection how far the Transform Matrix stands in for English."""
     anatomy = Anatomy(model)
     supervision = SupervisionMeasure(anatomy)
+    language = LanguageMeasure(anatomy, BeginningIndex(tokenizer), after_blank=True)
     connected = None if connection is None else ConnectionMeasure(connection)
     means: dict[str, RunningMean] = {}
     with evaluating(model):
@@ -383,6 +385,8 @@ def look_inside(
         for _, examples, batch in batches:
             reading = read(anatomy, examples, batch, feed_forward=connected is not None)
             tables = {**supervision.add(reading), **_last_token_cosines(anatomy, reading)}
+            masses = language.add(reading)
+            tables |= {f"{whose}_mass": masses[whose] for whose in ("english", "target") if masses}
             if connected is not None:
                 tables |= connected.add(reading)
             for name, rows in tables.items():

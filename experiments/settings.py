@@ -25,7 +25,7 @@ MAX_LENGTH = 128  # tokens of a prompt and its answer; no question of the lab is
 EPOCHS = 3.0  # of plain fine-tuning on the target languages; every row makes as many steps as that is
 ANSWER_TOKENS = 24  # generated at most
 INSIDE_PAIRS = 128  # per language, that the inside of a model is read on
-LEARNING_RATES = (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
+LEARNING_RATES = (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4)
 TUNING_SEEDS = 1000  # the first seed of the runs that choose the learning rate: none of them is reported
 
 Recipe = Literal["target", "english", "with english", "shuffled"]

@@ -340,10 +340,11 @@ def test_a_cell_from_training_to_its_result(opened: Lab, tmp_path: Path) -> None
     assert set(result["answers"]["heldout"]) == {"none", "english", "matrix"}
     for of_mode in result["answers"]["heldout"].values():
         assert set(of_mode) == {*opened.languages, "en"}
-        assert all(len(found["items"]) == len(found["right"]) == 6 for found in of_mode.values())
+        assert all(len(found["items"]) == len(found["right"]) == len(found["given"]) == 6 for found in of_mode.values())
         assert sum(of_mode["en"]["right"]) >= 4  # the base knows its facts in English, and half a pass forgets few
     for found in result["inside"].values():
         assert len(found["answer_nats"]) == 8 and 0 <= found["agreement"][0] <= 1
+        assert all(0 < found["english_mass"][k] + found["target_mass"][k] <= 1 for k in range(8))
     assert set(result["terms"]) >= {"lm", *one.setting.terms}
 
     again = tmp_path / "again"
