@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import time
 import traceback
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -28,27 +27,24 @@ import torch
 from transformers.utils import logging
 
 from experiments.cost import Cost, Size, affordable, cost, steps_of, total
-from experiments.settings import ANSWER_TOKENS, INSIDE_PAIRS, MAX_LENGTH, TFT, TRAINING, Budget, Recipe, Setting
-from experiments.tasks import TASKS, Record, Task, item, training_records
-from pivotune.anatomy import Anatomy
+from experiments.tasks import TASKS, Task, training_records
 from pivotune.checkpoint import load_run
-from pivotune.config import DataConfig, ModelConfig, RunConfig, TrainingOptions
-from pivotune.connection import Connection, Mode, connect
-from pivotune.data import ParallelExample, tokenize_examples
-from pivotune.generation import generate_texts
-from pivotune.lens import LayerChoice, choose_layers
-from pivotune.lens.calibration import ConnectionMeasure, SupervisionMeasure
-from pivotune.lens.estimates import RunningMean
-from pivotune.lens.language import BeginningIndex, LanguageMeasure
-from pivotune.lens.reading import PairStream, Reading, read
-from pivotune.losses import cosine
-from pivotune.methods import CCTuningConfig, DeepSupervisionConfig
-from pivotune.taps import evaluating
-from pivotune.training import train
+from pivotune.data import tokenize_examples
+from pivotune.lab.settings import (
+    ANSWER_TOKENS,
+    INSIDE_PAIRS,
+    MAX_LENGTH,
+    STYLE,
+    TFT,
+    TRAINING,
+    Budget,
+    Recipe,
+    Setting,
+)
+from pivotune.lab.trial import Record, choose, examine, parallel, spread, train_row
+from pivotune.lens import LayerChoice
 
 FORMAT = 1  # of a result; raise it where old results must not be read any more
-STYLE = "plain"
-MODES: tuple[Mode, ...] = ("none", "english", "matrix")
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,7 @@ class Lab:
     def questions(self, split: str, items: int | None) -> dict[str, list[Record]]:
         """What is asked, by language: the target languages and English."""
         return {
-            language: _spread(list(self.task.examples(split, language)), items) for language in (*self.languages, "en")
+            language: spread(list(self.task.examples(split, language)), items) for language in (*self.languages, "en")
         }
 
     # Budgets -------------------------------------------------------------------------------------------------------
@@ -163,7 +159,7 @@ class Lab:
         if name not in self._costs:
             # Shuffling moves English texts between examples, which changes no sum: one seed stands for all.
             if setting.recipe not in self._tokenised:
-                examples = _examples(self.training_records(setting.recipe, 0))
+                examples = parallel(self.training_records(setting.recipe, 0))
                 rows, _ = tokenize_examples(examples, self._opened[1], STYLE, MAX_LENGTH)
                 self._tokenised[setting.recipe] = rows.to_list()
             rows = self._tokenised[setting.recipe]
@@ -194,10 +190,7 @@ class Lab:
     @cached_property
     def choice(self) -> LayerChoice:
         """The layers that `auto` stands for: chosen once, on the base, from the training questions."""
-        model, tokenizer = self._opened
-        examples = list(_examples(self.training_records("target", 0)))
-        with evaluating(model):
-            return choose_layers(model, tokenizer, examples, style=STYLE, max_length=MAX_LENGTH, batch_size=32)
+        return choose(*self._opened, self.training_records("target", 0))
 
     @property
     def layers(self) -> tuple[int, int]:
@@ -297,128 +290,33 @@ def run(lab: Lab, cell: Cell, place: Path) -> dict[str, Any]:
     started, model_folder = time.perf_counter(), Path(lab.base)
     training_seconds = 0.0
     if cell.setting.method != "none":
-        data = place / "train.jsonl"
-        records = lab.training_records(cell.setting.recipe, cell.seed)
-        data.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records), encoding="utf-8")
-        config = run_config(cell, lab.base, data, place / "run", lab.steps(cell))
         before = time.process_time()
-        model_folder = train(config)
+        model_folder = trained(lab, cell, place)
         training_seconds = time.process_time() - before
-    opened = load_run(model_folder, dtype=torch.float32, device="cpu")
-    model, tokenizer = opened.model, opened.tokenizer
-    trained, connection, modes = opened.connection_tensors(), None, MODES[:1]
-    if trained is not None:
-        connection, modes = Connection(model, *trained), MODES
-        connect(model, connection, "none")
-
     questions = {split: lab.questions(split, cell.items) for split in cell.splits}
-    answers = {
-        split: {mode: _ask(model, tokenizer, asked, mode) for mode in modes} for split, asked in questions.items()
-    }
-    inside = {}
-    if cell.inside:
-        asked = {language: _spread(some, INSIDE_PAIRS) for language, some in questions[cell.splits[-1]].items()}
-        inside = {name: look_inside(model, tokenizer, some, connection) for name, some in asked.items() if name != "en"}
+    found = examine(model_folder, questions, questions[cell.splits[-1]] if cell.inside else None)
     return {
         "steps": lab.steps(cell),
         "flops": lab.flops(cell),
         "flops_per_step": lab.flops_per_step(cell.setting),
-        "answers": answers,
-        "inside": inside,
-        "terms": opened.info.get("terms", {}),
-        "transform_matrix": opened.info.get("transform_matrix"),
+        **found,
         "training_cpu_seconds": round(training_seconds, 2),
         "seconds": round(time.perf_counter() - started, 2),
     }
 
 
-def run_config(cell: Cell, base: str, data: Path, output: Path, steps: int) -> RunConfig:
-    """The training run of a cell."""
-    setting = cell.setting
-    assert setting.method != "none"
-    return RunConfig(
-        output=str(output),
-        method=setting.method,
-        model=ModelConfig(base),
-        data=DataConfig(str(data), style="plain", max_length=MAX_LENGTH),
-        deep_supervision=setting.deep_supervision or DeepSupervisionConfig(),
-        cc_tuning=setting.cc_tuning or CCTuningConfig(),
-        training=TrainingOptions(
-            learning_rate=cell.learning_rate,
-            max_steps=steps,
-            seed=cell.seed,
-            use_cpu=True,  # a GPU would give other numbers
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            **TRAINING,
-        ),
+def trained(lab: Lab, cell: Cell, place: Path) -> Path:
+    """Train in a folder; returns that of the run."""
+    return train_row(
+        cell.setting,
+        lab.base,
+        lab.training_records(cell.setting.recipe, cell.seed),
+        place,
+        learning_rate=cell.learning_rate,
+        max_steps=lab.steps(cell),
+        seed=cell.seed,
+        disable_tqdm=True,
     )
-
-
-def _ask(model: Any, tokenizer: Any, questions: dict[str, list[Record]], mode: Mode) -> dict[str, Any]:
-    """What is answered to each item, and whether that is word for word right."""
-    found = {}
-    for language, records in questions.items():
-        asked = list(_examples(records))
-        answers = generate_texts(
-            model, tokenizer, asked, style=STYLE, connection=mode, batch_size=64, max_new_tokens=ANSWER_TOKENS
-        )
-        right = [int(a == q.text.answer.strip()) for a, q in zip(answers, asked, strict=True)]
-        found[language] = {"items": [item(record) for record in records], "right": right, "given": answers}
-    return found
-
-
-def look_inside(
-    model: Any, tokenizer: Any, records: Sequence[Record], connection: Connection | None = None
-) -> dict[str, list[float]]:
-    """Means over the pairs of one language, one number per layer: what deep supervision asks for (see
-    `SupervisionMeasure`; cosines of the last token too), the probability that the lens gives to a first token of the
-    English and of the own answer, and of a connection how far the Transform Matrix stands in for English."""
-    anatomy = Anatomy(model)
-    supervision = SupervisionMeasure(anatomy)
-    language = LanguageMeasure(anatomy, BeginningIndex(tokenizer), after_blank=True)
-    connected = None if connection is None else ConnectionMeasure(connection)
-    means: dict[str, RunningMean] = {}
-    with evaluating(model):
-        batches = PairStream(tokenizer, STYLE, batch_size=32, max_length=MAX_LENGTH).batches(_examples(records))
-        for _, examples, batch in batches:
-            reading = read(anatomy, examples, batch, feed_forward=connected is not None)
-            tables = {**supervision.add(reading), **_last_token_cosines(anatomy, reading)}
-            masses = language.add(reading)
-            tables |= {f"{whose}_mass": masses[whose] for whose in ("english", "target") if masses}
-            if connected is not None:
-                tables |= connected.add(reading)
-            for name, rows in tables.items():
-                means.setdefault(name, RunningMean()).add(rows)
-    found = {name: [round(value, 6) for value in mean.mean.tolist()] for name, mean in means.items()}
-    if connected is not None:
-        summary = connected.summary()
-        found |= {name: [round(summary[name], 6)] for name in ("r2", "r2_of_copy") if summary.get(name) is not None}
-    return found
-
-
-def _last_token_cosines(anatomy: Anatomy, reading: Reading) -> dict[str, torch.Tensor]:
-    """As the cosines of `SupervisionMeasure`, between the questions' last tokens."""
-    top = reading.english.pooled(anatomy.num_layers, "last_token")
-    columns: dict[str, list[torch.Tensor]] = {"question_cosine_last": [], "answer_cosine_last": []}
-    for layer in range(1, anatomy.num_layers + 1):
-        own, english = (side.pooled(layer, "last_token") for side in (reading.target, reading.english))
-        columns["question_cosine_last"].append(cosine(english, own))
-        columns["answer_cosine_last"].append(cosine(top, own))
-    return {name: torch.stack(column, dim=1) for name, column in columns.items()}
-
-
-def _examples(records: Sequence[Record]) -> Iterator[ParallelExample]:
-    for record in records:
-        yield ParallelExample.from_dict(record, where=str(record["id"]))
-
-
-def _spread(records: list[Record], count: int | None) -> list[Record]:
-    """At most `count`, evenly spread over all of them: the facts are sorted, and their beginning is no sample."""
-    if count is None or count >= len(records):
-        return records
-    return [records[k * len(records) // count] for k in range(count)]
 
 
 def _hash(content: Any) -> str:

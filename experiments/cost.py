@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from experiments.settings import Setting
 from pivotune.anatomy import Anatomy
+from pivotune.lab.settings import Setting
 
 FORWARD, FROZEN, TRAINED = 2, 4, 6  # FLOPs per parameter and token
 

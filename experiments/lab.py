@@ -34,7 +34,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from experiments import results
 from experiments.cells import Cell, Lab, environment, read_result, result_file, work
-from experiments.settings import (
+from experiments.tasks import TASKS
+from pivotune.errors import PivotuneError, check_choice
+from pivotune.lab.base import base_path
+from pivotune.lab.settings import (
     ABLATIONS,
     BASE,
     EPOCHS,
@@ -48,9 +51,6 @@ from experiments.settings import (
     layer_pairs,
     reference_of,
 )
-from experiments.tasks import TASKS
-from pivotune.errors import PivotuneError, check_choice
-from pivotune.lab.base import base_path
 
 SEEDS = {"learning_rate": 2, "headline": 5, "layers": 3, "ablations": 3}
 """The grids, and how many seeds each has by default."""

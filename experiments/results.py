@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from experiments import statistics
-from experiments.settings import BASE, BROKEN, TFT, Setting, by_name
 from experiments.statistics import Interval
 from pivotune.connection import Mode
 from pivotune.errors import PivotuneError
+from pivotune.lab.settings import BASE, BROKEN, TFT, Setting, by_name
 from pivotune.lens import LayerChoice
 from pivotune.lens.plots import new_figure, save
 from pivotune.tables import table

@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
-from experiments.settings import Recipe
+from pivotune.lab.settings import Recipe
 from pivotune.lab.templates import LANGUAGES
+from pivotune.lab.trial import Record
 from pivotune.lab.world import World
-
-Record = dict[str, Any]
 
 
 class Task(Protocol):
@@ -46,11 +45,6 @@ class Facts:
 
 
 TASKS: dict[str, type[Task]] = {"facts": Facts}
-
-
-def item(record: Record) -> str:
-    """What a record asks, whatever the language."""
-    return str(record["id"]).removesuffix(f".{record['language']}")
 
 
 def training_records(task: Task, languages: Sequence[str], recipe: Recipe, seed: int) -> list[Record]:

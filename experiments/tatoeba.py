@@ -29,21 +29,20 @@ import torch
 from transformers.utils import logging
 
 from experiments import results, statistics
-from experiments.cells import STYLE, Cell, Lab, environment, run_config
+from experiments.cells import Cell, Lab, environment, trained
 from experiments.lab import RATES, chosen_rate
-from experiments.settings import EPOCHS, MAX_LENGTH, TFT, by_name
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import load_run
 from pivotune.data import ParallelExample, Text
 from pivotune.errors import PivotuneError
 from pivotune.lab.base import base_path
+from pivotune.lab.settings import EPOCHS, MAX_LENGTH, STYLE, TFT, by_name
 from pivotune.lens.calibration import SupervisionMeasure
 from pivotune.lens.plots import language_name
 from pivotune.lens.reading import Measure, PairStream, read
 from pivotune.lens.similarity import SimilarityMeasure
 from pivotune.tables import table
 from pivotune.taps import evaluating
-from pivotune.training import train
 
 CODES = {"zh": "cmn", "vi": "vie", "ar": "ara", "sw": "swh"}  # ISO 639-3, as the files are named
 ROWS = (TFT, by_name("logits"), by_name("feature"), by_name("feature, last token"))
@@ -141,7 +140,7 @@ def measured(
         place = folder / f"{key}.work"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        model = lab.base if cell is None else str(_trained(lab, cell, place))
+        model = lab.base if cell is None else str(trained(lab, cell, place))
         found = {language: _tables(model, some) for language, some in pairs.items()}
         flat = {f"{language}|{name}": rows for language, tables in found.items() for name, rows in tables.items()}
         np.savez(place / "result.npz", **flat)  # type: ignore[arg-type]
@@ -153,13 +152,6 @@ def measured(
             language, _, name = entry.partition("|")
             by_language[language][name] = saved[entry]
     return dict(by_language)
-
-
-def _trained(lab: Lab, cell: Cell, place: Path) -> Path:
-    data = place / "train.jsonl"
-    records = lab.training_records(cell.setting.recipe, cell.seed)
-    data.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records), encoding="utf-8")
-    return train(run_config(cell, lab.base, data, place / "run", lab.steps(cell)))
 
 
 def _tables(path: str, pairs: Sequence[ParallelExample]) -> dict[str, np.ndarray]:

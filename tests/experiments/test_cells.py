@@ -15,11 +15,15 @@ from experiments import cells, lab, tasks
 from experiments.cells import Cell, Lab, read_result, result_file, work, write_result
 from experiments.cost import Cost, Size, affordable, cost, steps_of, total
 from experiments.lab import Plan, chosen_rate, run_all
-from experiments.settings import ABLATIONS, HEADLINE, TFT, Setting, by_name
 from experiments.tasks import Facts, Record
 from pivotune.errors import PivotuneError
 from pivotune.lab.base import base_path
-from tests.experiments.test_settings import cell
+from pivotune.lab.settings import ABLATIONS, HEADLINE, TFT, Setting, by_name
+
+
+def cell(setting: Setting, **changed: object) -> Cell:
+    options = dict(learning_rate=1e-3, seed=0, budget="steps", epochs=1.0, splits=("heldout",))
+    return Cell(setting, **(options | changed))  # type: ignore[arg-type]
 
 
 class FewFacts(Facts):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from experiments.results import headline, learning_rates, write_section
-from experiments.settings import TFT, by_name
 from pivotune.errors import PivotuneError
+from pivotune.lab.settings import TFT, by_name
 
 
 def test_sections_are_replaced_and_prose_stays(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cells import Cell, run_config
-from experiments.settings import (
+from experiments.tasks import Facts, shuffled, training_records
+from pivotune.anatomy import Anatomy
+from pivotune.lab.base import load_base
+from pivotune.lab.settings import (
     ABLATIONS,
     BASE,
     BROKEN,
@@ -20,22 +22,15 @@ from experiments.settings import (
     layer_pairs,
     reference_of,
 )
-from experiments.tasks import Facts, item, shuffled, training_records
-from pivotune.anatomy import Anatomy
-from pivotune.lab.base import load_base
+from pivotune.lab.trial import item, run_config
 from pivotune.training import build_method
 
 EVERY = [*HEADLINE, *ABLATIONS]
 
 
-def cell(setting: Setting, **changed: object) -> Cell:
-    options = dict(learning_rate=1e-3, seed=0, budget="steps", epochs=1.0, splits=("heldout",))
-    return Cell(setting, **(options | changed))  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("setting", EVERY, ids=lambda setting: setting.name)
 def test_every_row_is_a_run(setting: Setting, tmp_path: Path) -> None:
-    config = run_config(cell(setting.at_layers((1, 4))), "base", tmp_path / "data", tmp_path / "run", 7)
+    config = run_config(setting.at_layers((1, 4)), "base", tmp_path / "data", tmp_path / "run", max_steps=7)
     config.check()
     assert config.training.max_steps == 7
     model, _ = load_base()

@@ -21,6 +21,7 @@ TRAINING: Mapping[str, Any] = {
     "logging_steps": 10,
     "logging_first_step": True,
 }
+STYLE: Literal["plain"] = "plain"  # of prompts
 MAX_LENGTH = 128  # tokens of a prompt and its answer; no question of the lab is longer
 EPOCHS = 3.0  # of plain fine-tuning on the target languages; every row makes as many steps as that is
 ANSWER_TOKENS = 24  # generated at most
