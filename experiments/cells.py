@@ -41,7 +41,7 @@ from pivotune.lab.settings import (
     Recipe,
     Setting,
 )
-from pivotune.lab.trial import Record, choose, examine, parallel, spread, train_row
+from pivotune.lab.trial import Record, choose, examine, item, parallel, spread, train_row
 from pivotune.lens import LayerChoice
 
 FORMAT = 1  # of a result; raise it where old results must not be read any more
@@ -127,6 +127,18 @@ class Lab:
         """What is asked, by language: the target languages and English."""
         return {
             language: spread(list(self.task.examples(split, language)), items) for language in (*self.languages, "en")
+        }
+
+    @cached_property
+    def gold(self) -> dict[str, dict[str, tuple[str, str]]]:
+        """Language -> item -> the right answer in it and in English, of all splits."""
+        return {
+            language: {
+                item(record): (record["completion"].strip(), record["english"]["completion"].strip())
+                for split in ("training", "development", "heldout")
+                for record in self.task.examples(split, language)
+            }
+            for language in self.languages
         }
 
     # Budgets -------------------------------------------------------------------------------------------------------

@@ -280,7 +280,7 @@ class Headline(Grid):
             for name, made in (("steps", self.steps), ("flops", self.flops))
         }
         (base,) = plan.results(self.base)
-        return results.headline(by_budget, base, self.lab.languages, self.options.split)
+        return results.headline(by_budget, base, self.lab.languages, self.options.split, self.lab.gold)
 
 
 class Layers(Grid):

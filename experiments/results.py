@@ -35,6 +35,11 @@ TERMS = {
 }
 SHORT = {"language_conversion": "LC", "english_thinking": "ET"}
 
+KINDS = ("right", "right, but in English", "the answer of another question", "anything else")
+
+Gold = Mapping[str, Mapping[str, tuple[str, str]]]
+"""Language -> item -> the right answer in it and in English."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -50,6 +55,19 @@ class Row:
         if column == ALL:
             return statistics.macro([self._of(split, language) for language in languages])[1]
         return self._of(split, "en" if column == "English" else column)[1]
+
+    def kinds(self, split: str, languages: Sequence[str], gold: Gold) -> dict[str, float]:
+        """Shares of the kinds of answers, mean over languages and seeds."""
+        shares = dict.fromkeys(KINDS, 0.0)
+        for language in languages:
+            others = {own for own, _ in gold[language].values()}
+            for result in self.results:
+                found = result["answers"][split][self.mode][language]
+                for name, answer in zip(found["items"], found["given"], strict=True):
+                    own, english = gold[language][name]
+                    said = (answer == own, answer == english, answer in others, True)
+                    shares[KINDS[said.index(True)]] += 1 / len(found["items"])
+        return {kind: share / (len(languages) * len(self.results)) for kind, share in shares.items()}
 
     def _of(self, split: str, language: str) -> tuple[list[str], np.ndarray]:
         found = [result["answers"][split][self.mode][language] for result in self.results]
@@ -112,8 +130,9 @@ def headline(
     base: Mapping[str, Any],
     languages: Sequence[str],
     split: str,
+    gold: Gold,
 ) -> str:
-    """Scores, comparisons with TFT at equal steps and at equal FLOPs, cost, what moved, and the broken methods."""
+    """Scores, comparisons with TFT at equal steps and at equal FLOPs, cost, answers, what moved, shuffled rows."""
     columns = [*languages, ALL, "English"]
     steps = {setting.name: rows_of(setting, results) for setting, results in by_budget["steps"]}
     flat = [row for rows in steps.values() for row in rows]
@@ -138,6 +157,7 @@ def headline(
         ]
     fewer = {setting.name: results for setting, results in by_budget["flops"]}
     parts += ["### Cost", _cost(steps, fewer, tft)]
+    parts += ["### What is answered", _kinds([base_row, *flat], languages, split, gold)]
     parts += [
         "### Did what is supervised move?",
         "Means over the languages that are not English, on pairs that no run was trained on, without a connection. "
@@ -337,6 +357,17 @@ def _in_words(main: Mapping[str, Mapping[tuple[str, str], _Comparison]]) -> str:
             names = [label for (label, _), one in found.items() if one.method < LEVEL and one.gap.mean * sign > 0]
             sentences.append(f"{verb} in {column}: {', '.join(names) or 'none'}.")
     return " ".join(sentences)
+
+
+def _kinds(rows: Sequence[Row], languages: Sequence[str], split: str, gold: Gold) -> str:
+    body = [
+        [row.label, *(f"{100 * share:.1f}" for share in row.kinds(split, languages, gold).values())] for row in rows
+    ]
+    note = (
+        f"Percent of the answers, {ALL}. The answer of another question is fluent and false: the model knows what kind "
+        "of thing is asked for, but not of whom, or recalls the wrong one."
+    )
+    return f"{note}\n\n{table(['', *KINDS], body, markdown=True)}"
 
 
 def _cost(steps: Mapping[str, Sequence[Row]], fewer: Mapping[str, Sequence[Mapping[str, Any]]], tft: Row) -> str:

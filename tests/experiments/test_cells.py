@@ -157,7 +157,14 @@ def test_flops_by_hand() -> None:
 def answered(of_lab: Lab, one: Cell, right: int = 1) -> dict[str, Any]:
     """A result as `run` makes it."""
     languages = (*of_lab.languages, "en")
-    of_language = {language: {"items": ["a", "b"], "right": [right, one.seed % 2]} for language in languages}
+    of_language = {
+        language: {
+            "items": list(of_lab.gold.get(language, ["a", "b"]))[:2],
+            "right": [right, one.seed % 2],
+            "given": ["", ""],
+        }
+        for language in languages
+    }
     modes = ("none", "english", "matrix") if one.setting.cc_tuning else ("none",)
     columns = ("question_nats", "answer_nats", "question_cosine", "answer_cosine")
     columns += ("question_cosine_last", "answer_cosine_last", "agreement", "r2", "r2_of_copy")

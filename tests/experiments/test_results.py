@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.results import headline, learning_rates, write_section
+from experiments.results import Row, headline, learning_rates, write_section
 from pivotune.errors import PivotuneError
 from pivotune.lab.settings import TFT, by_name
 
@@ -43,13 +43,11 @@ def simulated(name: str, share: float, nats: float, seeds: int = 5) -> list[dict
     items = [f"item {k}" for k in range(200)]
     out = []
     for seed in range(seeds):
-        answers = {
-            language: {
-                "items": items,
-                "right": (draw.random(200) < (1 if language == "en" else share)).astype(int).tolist(),
-            }
-            for language in ("zh", "vi", "en")
-        }
+        answers = {}
+        for language in ("zh", "vi", "en"):
+            right = (draw.random(200) < (1 if language == "en" else share)).astype(int).tolist()
+            given = [f"item {k} {language}" if one else f"answer {k}" for k, one in enumerate(right)]
+            answers[language] = {"items": items, "right": right, "given": given}
         jitter = nats + 0.01 * draw.normal()
         columns = ("question_nats", "answer_nats", "question_cosine", "answer_cosine")
         columns += ("question_cosine_last", "answer_cosine_last")
@@ -67,6 +65,11 @@ def simulated(name: str, share: float, nats: float, seeds: int = 5) -> list[dict
     return out
 
 
+GOLD = {
+    language: {f"item {k}": (f"item {k} {language}", f"answer {k}") for k in range(200)} for language in ("zh", "vi")
+}
+
+
 @pytest.fixture(scope="module")
 def text() -> str:
     rows = {"TFT": (0.4, 3.0), "logits": (0.7, 2.0), "feature": (0.4, 3.0), "logits, shuffled": (0.4, 3.0)}
@@ -74,7 +77,9 @@ def text() -> str:
         ((by_name(name) if name != "TFT" else TFT).at_layers((1, 4)), simulated(name, *how))
         for name, how in rows.items()
     ]
-    return headline({"steps": steps, "flops": steps[1:2]}, simulated("base", 0.2, 4.0, 1)[0], ["zh", "vi"], "heldout")
+    return headline(
+        {"steps": steps, "flops": steps[1:2]}, simulated("base", 0.2, 4.0, 1)[0], ["zh", "vi"], "heldout", GOLD
+    )
 
 
 def test_the_headline_finds_what_was_planted(text: str) -> None:
@@ -86,14 +91,31 @@ def test_the_headline_finds_what_was_planted(text: str) -> None:
     assert "LC no" in lines["feature"] and "LC 3.00 -> 1.00" in lines["feature"]
 
 
+def test_answers_are_told_apart() -> None:
+    given = ["eins", "two", "eins", "vier", ""]
+    found = {"items": list("abcde"), "right": [1, 0, 0, 0, 0], "given": given}
+    row = Row("x", TFT, "none", [{"answers": {"heldout": {"none": {"de": found}}}}])
+    english = {"a": "one", "b": "two", "c": "three", "d": "four", "e": "five"}
+    own = {"a": "eins", "b": "zwei", "c": "drei", "d": "fier", "e": "five"}
+    gold = {"de": {name: (own[name], english[name]) for name in own}}
+    assert list(row.kinds("heldout", ["de"], gold).values()) == pytest.approx([0.2, 0.2, 0.2, 0.4])
+
+
 def test_one_seed_is_not_judged() -> None:
     steps = [(one.at_layers((1, 4)), simulated(one.name, 0.4, 3.0, 1)) for one in (TFT, by_name("logits"))]
-    text = headline({"steps": steps, "flops": []}, simulated("base", 0.2, 4.0, 1)[0], ["zh", "vi"], "heldout")
+    text = headline({"steps": steps, "flops": []}, simulated("base", 0.2, 4.0, 1)[0], ["zh", "vi"], "heldout", GOLD)
     assert "are not judged" in text and "one seed" in text and "nan" not in text
 
 
 def test_the_headline_is_in_order(text: str) -> None:
-    rows = ["### Exact match", "### Against TFT, equal steps", "### Against TFT, equal FLOPs", "### Cost", "### Did"]
+    rows = [
+        "### Exact match",
+        "### Against TFT, equal steps",
+        "### Against TFT, equal FLOPs",
+        "### Cost",
+        "### What",
+        "### Did",
+    ]
     assert [text.index(head) for head in rows] == sorted(text.index(head) for head in rows)
     assert "| base model " in text and "nan" not in text
 
