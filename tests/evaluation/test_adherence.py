@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,51 @@ SENTENCES = {
 }
 
 
+# "I do not know the answer to this question" and "He was born in the south of the country in 1984" or the like.
+FURTHER = {
+    "ar": ("لا أعرف الجواب على هذا السؤال", "ولد في عام 1984 في جنوب البلاد"),
+    "bg": ("Не знам отговора на този въпрос", "Той е роден през 1984 година в София"),
+    "bn": ("আমি এই প্রশ্নের উত্তর জানি না", "তিনি ১৯৮৪ সালে ঢাকায় জন্মগ্রহণ করেন"),
+    "de": ("Ich kenne die Antwort auf diese Frage nicht", "Er wurde 1984 in Berlin geboren"),
+    "el": ("Δεν ξέρω την απάντηση σε αυτή την ερώτηση", "Γεννήθηκε το 1984 στην πρωτεύουσα"),
+    "en": ("I do not know the answer to this question", "He was born in 1984 in London"),
+    "es": ("No sé la respuesta a esta pregunta", "Nació en 1984 en el sur del país"),
+    "et": ("Ma ei tea sellele küsimusele vastust", "Ta sündis 1984. aastal Tallinnas"),
+    "eu": ("Ez dakit galdera honen erantzuna", "1984an jaio zen Bilbon"),
+    "fr": ("Je ne connais pas la réponse à cette question", "Il est né en 1984 à Lyon"),
+    "hi": ("मुझे इस प्रश्न का उत्तर नहीं पता", "उनका जन्म 1984 में दिल्ली में हुआ था"),
+    "ht": ("Mwen pa konnen repons kesyon sa a", "Li te fèt an 1984 nan Pòtoprens"),
+    "id": ("Saya tidak tahu jawaban atas pertanyaan ini", "Dia lahir pada tahun 1984 di Jakarta"),
+    "it": ("Non conosco la risposta a questa domanda", "È nato nel 1984 nel sud del paese"),
+    "ja": ("この質問の答えはわかりません", "彼は1984年に東京で生まれた"),
+    "ko": ("나는 이 질문의 답을 모른다", "그는 1984년에 서울에서 태어났다"),
+    "pt": ("Eu não sei a resposta a esta pergunta", "Ele nasceu em 1984 em Lisboa"),
+    "qu": ("Manam kay tapuypa kutichiyninta yachanichu", "Payqa 1984 watapi Qusqupi paqarisqa"),
+    "ro": ("Nu știu răspunsul la această întrebare", "S-a născut în 1984 la București"),
+    "ru": ("Я не знаю ответа на этот вопрос", "Он родился в 1984 году в Москве"),
+    "sw": ("Sijui jibu la swali hili", "Alizaliwa mwaka 1984 mjini Nairobi"),
+    "ta": ("இந்த கேள்விக்கு எனக்கு பதில் தெரியாது", "அவர் 1984 இல் சென்னையில் பிறந்தார்"),
+    "te": ("ఈ ప్రశ్నకు సమాధానం నాకు తెలియదు", "అతను 1984లో హైదరాబాద్‌లో జన్మించాడు"),
+    "th": ("ฉันไม่รู้คำตอบของคำถามนี้", "เขาเกิดในปี 1984 ที่กรุงเทพ"),
+    "tr": ("Bu sorunun cevabını bilmiyorum", "1984 yılında İstanbul'da doğdu"),
+    "ur": ("مجھے اس سوال کا جواب معلوم نہیں", "وہ 1984 میں لاہور میں پیدا ہوئے"),
+    "vi": ("Tôi không biết câu trả lời cho câu hỏi này", "Ông sinh năm 1984 tại Hà Nội"),
+    "yo": ("Mi ò mọ ìdáhùn sí ìbéèrè yìí", "Wọ́n bí i ní ọdún 1984 ní Èkó"),
+    "zh": ("我不知道这个问题的答案", "他于1984年出生在北京"),
+}
+YES_AND_NO = {
+    **{"ar": ("نعم", "لا"), "bg": ("да", "не"), "bn": ("হ্যাঁ", "না"), "de": ("ja", "nein"), "el": ("ναι", "όχι")},
+    **{"en": ("yes", "no"), "es": ("sí", "no"), "et": ("jah", "ei"), "eu": ("bai", "ez"), "fr": ("oui", "non")},
+    **{"hi": ("हाँ", "नहीं"), "ht": ("wi", "non"), "id": ("ya", "tidak"), "it": ("sì", "no"), "ja": ("はい", "いいえ")},
+    **{"ko": ("네", "아니요"), "pt": ("sim", "não"), "qu": ("arí", "manam"), "ro": ("da", "nu"), "ru": ("да", "нет")},
+    **{"sw": ("ndiyo", "hapana"), "ta": ("ஆம்", "இல்லை"), "te": ("అవును", "కాదు"), "th": ("ใช่", "ไม่")},
+    **{"tr": ("evet", "hayır"), "ur": ("جی ہاں", "نہیں"), "vi": ("có", "không"), "yo": ("bẹ́ẹ̀ni", "bẹ́ẹ̀ kọ́")},
+    **{"zh": ("是", "不是")},
+}
+# Written as no other of LANGUAGES: even one word of two letters tells.
+SCRIPT_OF_THEIR_OWN = ("bn", "hi", "ja", "ko", "ta", "te", "th", "zh")
+
+
 @pytest.fixture(scope="module")
 def identifier() -> LanguageIdentifier:
     return LanguageIdentifier()
@@ -53,13 +99,26 @@ def identifier() -> LanguageIdentifier:
 
 def test_every_language_of_the_benchmarks_is_recognised(identifier: LanguageIdentifier) -> None:
     assert sorted(SENTENCES) == sorted(LANGUAGES)
-    for language, sentence in SENTENCES.items():
-        assert identifier.identify(sentence) == language
-        assert identifier.judge(sentence, language) == Verdict("in language", language)
-        for other in LANGUAGES:
-            if other != language:
-                expected = Verdict("other", language)
-                assert identifier.judge(sentence, other) == expected, (language, other)
+    for language in LANGUAGES:
+        for sentence in (SENTENCES[language], *FURTHER[language]):
+            assert identifier.identify(sentence) == language
+            assert identifier.judge(sentence, language) == Verdict("in language", language)
+            for other in LANGUAGES:
+                if other != language:
+                    expected = Verdict("other", language)
+                    assert identifier.judge(sentence, other) == expected, (language, other)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_short_answers_are_never_in_another_language(identifier: LanguageIdentifier, language: str) -> None:
+    for answer in ("42", "1984", "٤٢", "3.14", "12 %", "(2)", "B.", "Paris", "NBA", "Paul Zerdin"):
+        assert identifier.judge(answer, language) == Verdict("undetermined"), answer
+    for word in YES_AND_NO[language]:
+        for answer in (word, f"{word.capitalize()}."):
+            verdict = identifier.judge(answer, language)
+            assert verdict.kind != "other", answer
+            if language in SCRIPT_OF_THEIR_OWN:
+                assert (verdict.kind == "in language") == (len(re.findall(r"[^\W\d_]", word)) > 1), answer
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,3 +139,82 @@ def test_cc_mmmlu_is_sampled_from_mmlu(bench: Path) -> None:
     for item in load("cc_mmmlu", "en", bench):
         question = item.question.split("\n\n", 1)[1].strip()
         assert test[question, item.options] == item.gold
+
+
+CC_FILES = {
+    "xstorycloze": ("split", "ans", "XStoryCloze"),
+    "cc_xstorycloze": ("split", "ans", "XStoryCloze"),
+    "mkqa": ("split_sample", "ans_sample", "MKQA"),
+    "cc_mkqa": ("split_sample", "ans_sample", "MKQA"),
+    "cc_xnli": ("split_sample", "ans_sample", "XNLI"),
+    "cc_mmmlu": ("split_sample", "ans_sample", "MMMLU"),
+    "cc_xlsum": ("split_sample", "ans_sample", "XLSum"),
+}
+
+
+def golds_in_the_files(bench: Path, name: str, language: str) -> dict[str, tuple[str, str]]:
+    """Of each id, a text that is asked and its gold, read without the package, in the plainest way."""
+
+    def lines(path: str) -> list[Any]:
+        return [json.loads(line) for line in (bench / path).read_text("utf-8").split("\n") if line]
+
+    if name in ("xquad", "cc_xquad", "mlqa"):
+        path = f"mlqa_dev/dev-context-{language}-question-{language}" if name == "mlqa" else f"xquad/xquad.{language}"
+        articles = json.loads((bench / f"{path}.json").read_text("utf-8"))["data"]
+        asked = [qa for article in articles for paragraph in article["paragraphs"] for qa in paragraph["qas"]]
+        return {qa["id"]: (qa["question"], qa["answers"][0]["text"]) for qa in asked}
+    if name == "xnli":
+        rows = [row.split("\t") for row in (bench / f"xnli_dev/dev-{language}.tsv").read_text("utf-8").split("\n")]
+        return {str(n): (row[1], row[2].strip()) for n, row in enumerate(rows, start=1) if len(row) == 3}
+    if name == "xcopa":
+        rows = lines(f"xcopa/val-{language}.jsonl")
+        return {str(row["idx"]): (row["premise"], row[f"choice{row['label'] + 1}"]) for row in rows}
+    if name == "truthfulqa":
+        rows = json.loads((bench / f"truthfulqa/{language}_gen.json").read_text("utf-8"))
+        return {str(int(row["id"].split("/")[-1]) + 1): (row["question"], row["best_answer"]) for row in rows}
+    if name == "mmlu":
+        rows = json.loads((bench / f"mmlu/{language}_val.json").read_text("utf-8"))
+        return {row["id"]: (row["instruction"], row["answer"]) for row in rows}
+    split, ans, folder = CC_FILES[name]
+    prompts, golds = (lines(f"cctuning/{folder}/{part}/{language}.json") for part in (split, ans))
+    found = {}
+    for n, (row, gold) in enumerate(zip(prompts, golds, strict=True), start=1):
+        prompt = row["instruction"]
+        if name == "xstorycloze":  # its gold is a number, and what is ranked are the texts
+            story, first, second = prompt.rpartition("\n\n")[0].replace("\n(2)", "\n(1)").rsplit("\n(1)", 2)
+            prompt, gold = story, {"1": first, "2": second}[gold]
+        elif name == "mkqa":
+            prompt = prompt.split("\n\n")[1]
+        found[str(n)] = prompt, gold[0] if isinstance(gold, list) else gold
+    return found
+
+
+# The next question of the file is the same one, with another answer.
+ASKED_AGAIN = {("cc_xquad", "th"): ["56d704430d65d214001982e0"]}
+
+
+def letters(text: str) -> str:
+    return "".join(text.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_the_golds_of_the_files_score_1(name: str, bench: Path, tmp_path: Path) -> None:
+    """In every language of the paper, through engine, extraction and scorer; the readers' own golds are not used."""
+    pytest.importorskip("lm_eval", reason="needs the extra pivotune[evaluation]")
+    from tests.evaluation.test_evaluate import cells_of
+
+    for language in PRESETS[BENCHMARKS[name].paper].languages[name]:
+        golds = golds_in_the_files(bench, name, language)
+
+        def gold(item: Item, golds: dict[str, tuple[str, str]] = golds) -> str:
+            asked, right = golds[item.id]
+            assert letters(asked) in letters(f"{item.context}{item.question}\n{item.prompt}")
+            return right.strip()
+
+        def log_p(item: Item, option: int, gold: Callable[[Item], str] = gold) -> float:
+            return -1.0 if (item.labels or item.options or ())[option] == gold(item) else -2.0
+
+        (cell,) = cells_of(bench, name, [language], tmp_path, gold, log_p)
+        assert len(cell.results) == 50
+        assert [one.id for one in cell.results if one.score != 1.0] == ASKED_AGAIN.get((name, language), []), language

@@ -29,7 +29,7 @@ QUESTIONS: dict[str, tuple[list[str], list[str]]] = {
         ["The answer is 2", "Answer: (2) Perhaps", "I choose 2.", "**2**", "2. Perhaps"],
     ),
     "es": (["Cierto", "Quizás", "Falso"], ["Respuesta: 2", "La respuesta es la opción 2", "2) Quizás", "QUIZÁS"]),
-    "eu": (["Egia", "Agian", "Gezurra"], ["Erantzuna: 2", "(2) Agian"]),
+    "eu": (["Egia", "Agian", "Gezurra"], ["Erantzuna: 2", "(2) Agian", "Erantzun zuzena 2 da"]),
     "fr": (["Vrai", "Peut-être", "Faux"], ["La réponse est 2", "Réponse : 2", "« Peut-être »"]),
     "hi": (["सही", "शायद", "गलत"], ["उत्तर: २", "मेरा उत्तर (२) है", "विकल्प 2 सही है", "२. शायद"]),
     "id": (["Benar", "Mungkin", "Salah"], ["Jawaban: 2", "Jawabannya adalah 2", "Pilihan 2", "mungkin"]),
@@ -123,18 +123,72 @@ def test_letters(answer: str, index: int | None, how: str) -> None:
         "ar": ["ب", "(ب)", "ب.", "ب) باريس", "الإجابة: ب", "الإجابة هي ب", "B لأن باريس"],
         "bn": ["খ", "(খ)", "উত্তর: খ"],
         "el": ["Β", "Απάντηση: Β"],
+        "es": ["La respuesta correcta es la B", "Sería la opción B.", "Después de leerlo, elijo la B", "B. Día"],
         "hi": ["ख", "(ख)", "उत्तर: ख", "उत्तर ख है"],
+        "id": ["Jawaban yang benar adalah B.", "Jawabannya B", "Pilihan B", "Saya memilih B"],
         "ja": ["イ", "答え：イ", "正解はBです"],
         "ko": ["나", "(나)", "정답: 나", "정답은 B입니다", "B가 정답"],
+        "pt": ["A resposta correta é a B", "A alternativa B", "Água: a opção B", "Letra B"],
         "ru": ["Б", "(Б)", "Ответ: Б"],
+        "sw": ["Jibu sahihi ni B.", "Jibu langu ni chaguo la B", "Chaguo B"],
         "th": ["ข", "(ข)", "คำตอบ: ข"],
         "ur": ["ب", "جواب: ب"],
+        "yo": ["Ìdáhùn mi ni B", "Aṣayan B", "Idahun rẹ yoo jẹ B."],
         "zh": ["乙", "（Ｂ）", "选B", "答案B", "答案是B。", "B是正确的"],
     }.items(),
 )
-def test_letters_of_other_scripts(language: str, answers: list[str]) -> None:
+def test_letters_in_each_language(language: str, answers: list[str]) -> None:
     for answer in answers:
         assert extract_choice(answer, ["w1", "w2", "w3", "w4"], "ABCD", language).index == 1, (language, answer)
+
+
+@pytest.mark.parametrize(
+    ("language", "answer"),
+    [
+        ("es", "Dímeros de timina"),  # "D" and a letter that is no ASCII
+        ("es", "Cómo no, amigo"),
+        ("yo", "Bóyá ni"),
+        ("yo", "Idahun: A ò mọ̀"),
+        ("vi", "Đáp án: Câu này khó"),
+        ("en", "The answer is 37 °C"),
+        ("ar", "الإجابة هي يتم نقل المعلومات التحفيزية بواسطة الأعصاب"),  # the 40th character is the ب of a word
+    ],
+)
+def test_words_that_begin_like_a_letter_are_no_label(language: str, answer: str) -> None:
+    assert extract_choice(answer, ["w1", "w2", "w3", "w4"], "ABCD", language) == Choice(None, "none")
+
+
+@pytest.mark.parametrize(
+    ("answer", "index"),
+    [
+        ("那是一只蝙蝠", None),  # a numeral inside of a sentence
+        ("答案是他们在一起", None),
+        ("答案是其中之一", None),
+        ("选择一个", None),
+        ("答案是二", 1),
+        ("选项二是正确的", 1),
+        ("我选择第二个选项", 1),
+        ("应该选2，因为前提如此", 1),
+        ("二、", 1),
+    ],
+)
+def test_chinese_numerals(answer: str, index: int | None) -> None:
+    assert extract_choice(answer, ["甲方", "乙方", "丙方"], language="zh").index == index
+
+
+def test_two_chinese_numerals_are_ambiguous() -> None:
+    assert extract_choice("答案是一或二", ["甲方", "乙方", "丙方"], language="zh").ambiguous
+
+
+def test_labels_inside_the_text_of_an_option_are_not_chosen() -> None:
+    options = ["hepatitis C", "both A and C", "neither", "a breach of clause (b)"]
+    for index, option in enumerate(options):
+        for answer in (option, f"The answer is {option}", f"Answer: {option}.", f"I think it is {option}."):
+            assert extract_choice(answer, options, "ABCD").index == index, answer
+    assert extract_choice("The answer is C", options, "ABCD").index == 2
+    assert extract_choice("The answer is (A) hepatitis C", options, "ABCD").index == 0
+    pets = ["She had 2 dogs.", "She had 1 cat."]
+    assert extract_choice("The answer is she had 2 dogs", pets) == Choice(0, "text")
 
 
 @pytest.mark.parametrize("answer", ["ب", "(ب)", "ب) باريس", "الإجابة: ب", "الإجابة هي ب", "باريس"])
@@ -222,9 +276,17 @@ def _options(prompt: str, labels: str) -> list[str]:
     return [prompt[start:end].strip()[3:].strip() for start, end in zip(starts, ends, strict=True)]
 
 
+ANSWER_IS = {
+    **{"ar": "الإجابة هي", "bn": "সঠিক উত্তর", "el": "Η απάντηση είναι", "en": "The answer is", "es": "La respuesta es"},
+    **{"eu": "Erantzun zuzena:", "hi": "सही उत्तर", "id": "Jawabannya adalah", "ko": "정답은", "pt": "A resposta é"},
+    **{"ru": "Правильный ответ —", "sw": "Jibu ni", "te": "సమాధానం", "th": "คำตอบคือ", "tr": "Doğru cevap"},
+    **{"ur": "صحیح جواب", "yo": "Ìdáhùn ni", "zh": "答案是"},
+}
+
+
 @pytest.mark.parametrize(("benchmark", "labels"), [("XNLI", "123"), ("XStoryCloze", "12"), ("MMMLU", "ABCD")])
 def test_the_released_prompts(benchmark: str, labels: str, shared_data: Path) -> None:
-    """Every gold is found by its label, by its text, and by both, in ten languages."""
+    """Every gold is found by its label, its text, both, and its text behind "the answer is", in ten languages."""
     folder = shared_data / "bench/cctuning" / benchmark
     prompts = sorted(next(folder.glob("split*")).glob("*.json"))
     assert len(prompts) >= 10
@@ -245,6 +307,9 @@ def test_the_released_prompts(benchmark: str, labels: str, shared_data: Path) ->
                 assert extract_choice(answer, options, labels, path.stem).index == index, (path.stem, answer, options)
             if extract_choice(options[index], options, labels, path.stem).index != index:
                 missed[options[index]] += 1
+            if len(options[index]) > 2 and options[index].strip(".") not in labels:
+                answer = f"{ANSWER_IS[path.stem]} {options[index]}"
+                assert extract_choice(answer, options, labels, path.stem).index == index, (path.stem, answer, options)
             other = (index + 1) % len(labels)
             for answer in (f"({label}) ({labels[other]})", f"({label}) {options[other]}"):
                 if len(options[other]) > 1:

@@ -19,6 +19,7 @@ from pivotune.evaluation import metrics
 from pivotune.evaluation.metrics import (
     MLQA_LANGUAGES,
     accuracy,
+    contains_answer,
     mkqa_answers,
     mkqa_em,
     mkqa_f1,
@@ -113,6 +114,43 @@ def test_mkqa(language: str, prediction: str, gold: str, f1: float, exact: bool)
     assert mkqa_f1(prediction, [gold], language) == pytest.approx(f1, abs=1e-12)
     assert mkqa_em(prediction, [gold], language) == exact
     assert squad_f1(prediction, [gold], language, normalization="mkqa") == pytest.approx(f1, abs=1e-12)
+
+
+# language, text, gold, whether it occurs
+CONTAINED = [
+    ("ar", "هل هي الرياض؟", "الرياض", True),
+    ("ar", "علم الرياضيات", "الرياض", False),
+    ("de", "Das war der Rhein.", "den Rhein", True),  # articles go
+    ("de", "Das Rheinland", "Rhein", False),
+    ("el", "Είναι η «Αθήνα», νομίζω", "Αθήνα", True),
+    ("el", "της Αθήνας", "Αθήνα", False),
+    ("en", "It is the Eiffel Tower, in Paris", "Eiffel Tower", True),
+    ("en", "the tower of Eiffel", "Eiffel Tower", False),  # another order
+    ("hi", "यह नई दिल्ली।", "नई दिल्ली", True),  # the danda goes
+    ("hi", "दिल्लीवाले", "दिल्ली", False),
+    ("ja", "答えは東京です。", "東京", True),
+    ("ja", "東の京", "東京", False),
+    ("ko", "정답은 서울, 한국", "서울", True),
+    ("ko", "서울입니다", "서울", False),  # a particle makes another word, as in MKQA
+    ("pt", "É o Rio de Janeiro.", "Rio de Janeiro", True),
+    ("pt", "É o Rio Janeiro.", "Rio de Janeiro", False),
+    ("ru", "Это Чедвик Боузман…", "Чедвик Боузман", True),
+    ("ru", "в Москве", "Москва", False),
+    ("th", "คำตอบคือกรุงเทพ", "กรุงเทพ", True),
+    ("th", "กรุงเก่า", "กรุงเทพ", False),
+    ("tr", "Başkent: Ankara.", "Ankara", True),
+    ("tr", "Ankara'dır", "Ankara", False),
+    ("vi", "Đó là Hà Nội", "Hà Nội", True),
+    ("vi", "Hà Tây và Nội Bài", "Hà Nội", False),
+    ("zh", "他在北京大学读书", "北京大学", True),
+    ("zh", "“北京”的大学", "北京大学", False),
+]
+
+
+@pytest.mark.parametrize(("language", "text", "gold", "found"), CONTAINED)
+def test_contains_answer(language: str, text: str, gold: str, found: bool) -> None:
+    assert contains_answer(text, [gold], language) == found
+    assert contains_answer(text, ["☃☃", gold], language) == found, "one of several is enough"
 
 
 def test_the_best_of_several_answers_counts() -> None:
@@ -291,6 +329,7 @@ def test_the_golds_of_mkqa_and_xlsum_score_1(shared_data: Path) -> None:
         for line in path.read_text(encoding="utf-8").splitlines():
             golds = json.loads(line)
             assert mkqa_f1(golds[-1], golds, path.stem) == mkqa_em(golds[-1], golds, path.stem) == 1, golds
+            assert contains_answer(golds[0], golds, path.stem) == 1, golds
     for path in xlsum:
         golds = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for gold, other in pairwise(golds):

@@ -14,7 +14,8 @@ option decides:
 
 Two options named by the rule that applies are **ambiguous**, which is wrong and is counted: "1 or 2", "Entail or
 Neutral", a list of options read back. A label settles the matter, except when the text of another option follows it:
-"(2) Entail" is ambiguous, "(2) Neutral. To entail it, ..." is not.
+"(2) Entail" is ambiguous, "(2) Neutral. To entail it, ..." is not. What looks like a label inside the text of an option
+is none: "The answer is hepatitis C" names the option "hepatitis C", whichever its label.
 
 The rules do not understand negation: "not neutral" names Neutral.
 """
@@ -146,7 +147,7 @@ _ANSWER_WORDS: dict[str, str] = {
     "el": "απάντησή|απάντηση|επιλογή",
     "en": "answer|option|choice",
     "es": "respuesta|opción|opcion",
-    "eu": "erantzuna|aukera",
+    "eu": "erantzun|aukera",
     "fr": "réponse|option|choix",
     "hi": "उत्तर|जवाब|विकल्प",
     "id": "jawaban|pilihan|opsi",
@@ -164,7 +165,7 @@ _ANSWER_WORDS: dict[str, str] = {
     "ur": "جواب|اختیار",
     "vi": "câu trả lời|trả lời|đáp án|lựa chọn|phương án",
     "yo": "ìdáhùn|idahun|àṣàyàn|aṣayan",
-    "zh": "答案|选项|選項|选择|選擇|第(?=[1-9一二三四五六七八九][个個项項])",
+    "zh": "答案|选项|選項|选择|選擇|[选選](?=[1-9])|(?=第[1-9一二三四五六七八九][个個项項])",
 }
 # What joins two labels into "1 or 2".
 _CONNECTIVES = re.compile(
@@ -181,6 +182,9 @@ _TRIM = _OPEN + _CLOSE + _SET_OFF + "“‘«#~` \t\u00a0"
 # No spaces, or particles that cling to the end of a word.
 _NO_BOUNDARY = {"zh", "ja", "th", "km", "lo", "my"}
 _NO_END = _NO_BOUNDARY | {"ko"}
+# Between which letters a Chinese or Japanese numeral or letter may be a label ("选项二是", "答えは二です", "一或二").
+# Elsewhere it is a part of a word: "那是一只猫" says nothing of option 1.
+_BEFORE_LABEL, _AFTER_LABEL = "是为為选選择擇第或和与跟はとか", "是为為或和与跟とか"
 
 
 class _Reader:
@@ -202,9 +206,11 @@ class _Reader:
         other_names = [re.escape(name) for name in names if not name.isascii()]
         parts = []
         if ascii_names:
-            parts.append(rf"(?<![{_LATIN}.,^])(?:{'|'.join(ascii_names)})(?![{_LATIN}'’^]|[-.,][{_LATIN}])")
+            parts.append(rf"(?<![{_LATIN}.,^°])(?:{'|'.join(ascii_names)})(?![{_LATIN}'’^]|[-.,][{_LATIN}])")
         if other_names and language in _NO_BOUNDARY - {"th"}:
-            parts += other_names
+            other = f"(?:{'|'.join(other_names)})"
+            parts.append(rf"(?:(?<![^\W_])|(?<=[{_BEFORE_LABEL}])){other}(?:(?![^\W_])|(?=[{_AFTER_LABEL}]|です))")
+            parts.append(rf"(?<=第){other}(?=[个個项項])")
         elif other_names:
             parts.append(rf"(?<![\w{_MARKS}])(?:{'|'.join(other_names)})(?![\w{_MARKS}])")
         alone = "|".join(parts)
@@ -214,6 +220,12 @@ class _Reader:
         )
         self.bracketed = re.compile(
             rf"(?<![0-9A-Za-z])[{re.escape(_OPEN)}]\s*(?P<name>{self.name})\s*[{re.escape(_CLOSE)}]", re.IGNORECASE
+        )
+        # Texts that hold what looks like a label: "both A and B", "hepatitis C", "under clause (b)".
+        texts = [_tidy(_fold(option)) for option in options]
+        held = [text for text in texts if len(text) > 1 and (self.alone.search(text) or self.bracketed.search(text))]
+        self.holding = re.compile(
+            "|".join(map(re.escape, sorted(held, key=len, reverse=True))) or "(?!)", re.IGNORECASE
         )
         self.head = re.compile(
             rf"[^\w{re.escape(_OPEN)}]*(?P<open>[{re.escape(_OPEN)}])?\s*(?P<name>{self.name})"
@@ -238,7 +250,7 @@ class _Reader:
             return named, "label"
         if found := self._framed(line):
             return found
-        if named := self._all(self.bracketed.finditer(line)):
+        if named := self._all(self.bracketed.finditer(self._outside_texts(line))):
             return named, "label"
         if mentioned:
             return mentioned, "text"
@@ -316,8 +328,8 @@ class _Reader:
             set_off = own is not None or joined or match["open"] is not None or (digits and not local)
             set_off = set_off or (upper and not digits and name not in _WORD_LETTERS)
         else:
-            # "B입니다", "2是": a letter of another script follows at once.
-            set_off = upper and not rest[0].isascii() and (not digits or rest[0] in "是为為，번이입番です")
+            # "B입니다", "2是": a letter of another script follows at once. "Dímeros" is one word.
+            set_off = upper and _in_other_script(rest) and (not digits or rest[0] in "是为為，번이입番です")
         if not set_off:
             return set()
         if own is not None:
@@ -339,22 +351,30 @@ class _Reader:
                 named |= self._labelled(tail.strip(_TRIM), any_case=True) or self._headed(tail)
                 if not named and (texts := self._mentioned(_tidy(self._case(tail)))):
                     return texts, "text"
-            label = self.alone.search(after[:40])
-            if label and not (label["name"] in _WORD_LETTERS and not self._stands(after, label.end())):
-                indices = self._labelled(label["name"])
-                named |= self._listed(indices, after, label.end()) if indices else set()
-                # "not 1 but 2" ends in another label; "2, for 3 reasons" does not.
-                for last in self.alone.finditer(after, label.end()):
-                    if named and not after[last.end() :].strip(_TRIM):
-                        named |= self._labelled(last["name"])
+            after = self._outside_texts(after)
+            label = self.alone.search(after)  # in all of it: a word cut short may look like a label
+            if label is None or label.end() > 40:
+                continue
+            if label["name"] in _WORD_LETTERS and not self._stands(after, label.end()):
+                continue
+            indices = self._labelled(label["name"])
+            named |= self._listed(indices, after, label.end()) if indices else set()
+            # "not 1 but 2" ends in another label; "2, for 3 reasons" does not.
+            for last in self.alone.finditer(after, label.end()):
+                if named and not after[last.end() :].strip(_TRIM):
+                    named |= self._labelled(last["name"])
         return (named, "label") if named else None
+
+    def _outside_texts(self, line: str) -> str:
+        """A line without the texts of options that hold what looks like a label."""
+        return self.holding.sub(lambda found: " " * len(found[0]), line)
 
     def _stands(self, line: str, end: int) -> bool:
         """Whether a letter that may be a word ("A") is set off by what follows it."""
         rest = line[end:].strip()
         own = any(self._begins(self._case(_after(rest)), text) for text in self.texts)
         joined = self.next_label.match(line, end) is not None
-        return not rest or rest[0] in _SET_OFF + _CLOSE or not rest[0].isascii() or own or joined
+        return not rest or rest[0] in _SET_OFF + _CLOSE or _in_other_script(rest) or own or joined
 
     def _begins(self, line: str, text: str) -> bool:
         return bool(text) and re.match(re.escape(text) + self._end(text), line) is not None
@@ -421,6 +441,11 @@ def _fold(text: str) -> str:
 def _tidy(text: str) -> str:
     """Without quotes, markup and final stops around it. Brackets and signs stay: "-1" and "(1)" are no "1"."""
     return text.strip(" \t*_`\"'“”«»").rstrip(" .。।؛،,;:!*_`\"'“”«»")
+
+
+def _in_other_script(text: str) -> bool:
+    """Whether a text begins with neither a Latin letter nor any ASCII character."""
+    return not text[0].isascii() and not re.match(f"[{_LATIN}]", text)
 
 
 def _after(rest: str) -> str:

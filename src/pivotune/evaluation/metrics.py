@@ -146,9 +146,13 @@ def mkqa_answers(entries: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def contains_answer(text: str, answers: Sequence[str], language: str) -> float:
-    """1.0 where one of the answers occurs in a text, both normalised as MKQA does and compared word by word."""
-    words = _words(text, language, "mkqa")
-    golds = [gold for answer in answers if (gold := _words(answer, language, "mkqa"))]
+    """1.0 where one of the answers occurs in a text, both normalised as MKQA does and compared word by word.
+
+    Unlike there, punctuation of every script goes. Otherwise an answer at the end of a Hindi or Arabic sentence, where
+    the mark clings to it, would be wrong, and one at the end of an English sentence right.
+    """
+    words = _words(_without_punctuation(text), language, "mkqa")
+    golds = [gold for answer in answers if (gold := _words(_without_punctuation(answer), language, "mkqa"))]
     found = any(words[start : start + len(gold)] == gold for gold in golds for start in range(len(words)))
     return float(found)
 
@@ -252,6 +256,10 @@ def _words(text: str, language: str, normalization: str) -> list[str]:
 @lru_cache(maxsize=4096)
 def _category(char: str) -> str:
     return unicodedata.category(char)
+
+
+def _without_punctuation(text: str) -> str:
+    return "".join(char for char in text if not _is_punctuation(char))
 
 
 def _is_punctuation(char: str) -> bool:
