@@ -185,7 +185,7 @@ def golds_in_the_files(bench: Path, name: str, language: str) -> dict[str, tuple
             prompt, gold = story, {"1": first, "2": second}[gold]
         elif name == "mkqa":
             prompt = prompt.split("\n\n")[1]
-        found[str(n)] = prompt, gold[0] if isinstance(gold, list) else gold
+        found[f"{language}/{n}" if name == "cc_xlsum" else str(n)] = prompt, gold[0] if isinstance(gold, list) else gold
     return found
 
 

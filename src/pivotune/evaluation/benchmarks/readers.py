@@ -75,7 +75,10 @@ def read_cc_xquad(folder: Folder, language: str, split: str) -> list[Located]:
 
 
 def _squad(folder: Folder, relative: str) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """The questions of a SQuAD file: place, context, question, and the fields that every item takes from them."""
+    """The questions of a SQuAD file: place, context, question, and the fields that every item takes from them.
+
+    Without the white space at the ends of contexts and questions, as XQuAD is on the hub, where the harness reads it.
+    """
     path = folder.find(relative)
     articles = records(read_json(path, dict), "data", str(path))
     if not articles:
@@ -86,7 +89,7 @@ def _squad(folder: Folder, relative: str) -> Iterator[tuple[str, str, str, dict[
             for asked in records(paragraph, "qas", f"{path}: article {nth}"):
                 number += 1
                 where = f"{path}: question {number}"
-                context, question = text(paragraph, "context", where), text(asked, "question", where).strip()
+                context, question = text(paragraph, "context", where).strip(), text(asked, "question", where).strip()
                 answers = _aliases([text(answer, "text", where) for answer in records(asked, "answers", where)], where)
                 common = dict(id=text(asked, "id", where), context=context, question=question, answers=answers)
                 yield where, context, question, common
@@ -330,9 +333,12 @@ def read_cc_mmmlu(folder: Folder, language: str, split: str) -> list[Located]:
 
 
 def read_cc_xlsum(folder: Folder, language: str, split: str) -> list[Located]:
-    """100 articles of XL-Sum (Hasan et al., 2021) with CC-Tuning's prompts."""
+    """100 articles of XL-Sum (Hasan et al., 2021) with CC-Tuning's prompts.
+
+    Each language has articles of its own, so the ids hold the language: line 7 is not one item in all languages.
+    """
     return [
-        (where, _prompted("cc_xlsum", language, number, prompt, answers=(_gold_text(gold, place),)))
+        (where, _prompted("cc_xlsum", language, f"{language}/{number}", prompt, answers=(_gold_text(gold, place),)))
         for where, number, prompt, place, gold in _cc_pairs(
             folder, "XLSum", "split_sample", "ans_sample", language, str
         )
@@ -343,7 +349,7 @@ def read_cc_xlsum_english(folder: Folder, language: str, split: str) -> list[Loc
     """Machine translations of a language's XL-Sum prompts: the languages of XL-Sum are not parallel otherwise."""
     prompts = read_jsonl(folder.find(f"cctuning/XLSum/split_sample_en/{language}.json"), dict)
     return [
-        (where, _prompted("cc_xlsum", "en", str(number), text(row, "instruction", where)))
+        (where, _prompted("cc_xlsum", "en", f"{language}/{number}", text(row, "instruction", where)))
         for number, (where, row) in enumerate(prompts, start=1)
     ]
 
