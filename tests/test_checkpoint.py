@@ -83,7 +83,7 @@ def test_what_was_trained_comes_back(method: str, rank: int, base: Path, runs: d
     assert torch.equal(logits(load_run(folder / "checkpoint-2").model), logits(run.model))
     assert run.tokenizer.get_vocab() == AutoTokenizer.from_pretrained(base).get_vocab()
     assert run.info["method"] == method
-    assert run.model.pivotune_prompt_style == "auto"
+    assert run.model.pivotune_prompt_style == "plain"
     assert (run.connection_tensors() is None) == (method == "deep_supervision")
     assert (folder / TENSORS).exists() == (method == "cc_tuning")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,18 @@ def test_data_without_english_is_refused(method: str, base: Path, tmp_path: Path
     with pytest.raises(PivotuneError, match="no example has an English counterpart"):
         train(configuration(base, alone, tmp_path / "run", method))
     assert not (tmp_path / "run").exists()
+
+
+def test_what_makes_a_run_is_recorded(data: Path, tmp_path: Path) -> None:
+    """Of this `pivotune compare` recognises the seeds of one run."""
+    config = configuration(write_base(tmp_path / "base", layers=6), data, tmp_path / "run", max_steps=1, seed=3)
+    layers = DeepSupervisionConfig(conversion_layer="auto", thinking_layer=5)
+    info = load_run(train(replace(config, method="deep_supervision", deep_supervision=layers))).info
+    assert (info["training"]["seed"], info["training"]["learning_rate"], info["steps"]) == (3, 1e-2, 1)
+    assert info["base_model"] == str((tmp_path / "base").resolve())
+    assert info["revision"] is None
+    assert info["deep_supervision"]["conversion_layer"] == info["layers"]["conversion_layer"]
+    assert info["automatic_layers"] == ["conversion_layer"]
 
 
 def test_options_of_cc_tuning_arrive(base: Path, data: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,15 @@ from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 from pivotune import checkpoint
 from pivotune.config import HIDDEN, RunConfig
 from pivotune.connection import TransformMatrix, fit_transform_matrix
-from pivotune.data import Encoded, ParallelCollator, Report, read_examples, tokenize_examples
+from pivotune.data import (
+    Encoded,
+    ParallelCollator,
+    ParallelExample,
+    PromptEncoder,
+    Report,
+    read_examples,
+    tokenize_examples,
+)
 from pivotune.data.examples import is_english
 from pivotune.errors import PivotuneError
 from pivotune.lens.layers import LayerChoice, choose_from_prompts, table, write_choice
@@ -326,7 +335,7 @@ def train(config: RunConfig) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(config.model.path, revision=config.model.revision or "main")
     except (OSError, ValueError) as error:
         raise PivotuneError(f"model.path: no tokenizer in {config.model.path}: {error}") from error
-    rows, report = _tokenised(config, "train", config.data.train, tokenizer)
+    rows, report, style = _tokenised(config, "train", config.data.train, tokenizer)
     if config.method != "sft" and not report.pairs.total():
         raise PivotuneError(
             f"data.train: no example has an English counterpart, and method: {config.method} learns from them. Add the "
@@ -334,22 +343,24 @@ def train(config: RunConfig) -> Path:
         )
     eval_rows = None
     if config.data.eval is not None:
-        eval_rows, _ = _tokenised(config, "eval", config.data.eval, tokenizer)
+        eval_rows, _, _ = _tokenised(config, "eval", config.data.eval, tokenizer)
     model = _load_model(config)
+    automatic = _automatic_layers(config)
     config, choice, layers = _with_layers(config, model, rows, args, resume)
     method = build_method(config, model)
 
     collator = ParallelCollator.for_tokenizer(tokenizer)
     info = {
         "base_model": _resolved(config.model.path),
+        "revision": config.model.revision,
         "adapter": config.lora.r > 0,
-        "prompt_style": config.data.style,
+        "prompt_style": style,
         "data": dataclasses.asdict(config.data),
         "rows": dict(report.rows),
         "pairs": dict(report.pairs),
         "lora": dataclasses.asdict(config.lora),
         "training": {k: v for k, v in args.to_dict().items() if v is not None and k not in HIDDEN},
-        **({} if layers is None else {"layers": layers}),
+        **({} if layers is None else {"layers": layers, "automatic_layers": automatic}),
     }
     try:
         trainer = PivotuneTrainer(
@@ -392,6 +403,11 @@ def build_method(config: RunConfig, model: nn.Module) -> Method:
     return SFT(model)
 
 
+def _automatic_layers(config: RunConfig) -> list[str]:
+    """Which layers are left to the run to choose."""
+    return [name for name in ("conversion_layer", "thinking_layer") if getattr(config.deep_supervision, name) == "auto"]
+
+
 def _with_layers(
     config: RunConfig, model: nn.Module, rows: datasets.Dataset, args: TrainingArguments, resume: str | None
 ) -> tuple[RunConfig, LayerChoice | None, dict[str, Any] | None]:
@@ -401,7 +417,7 @@ def _with_layers(
     """
     options = config.deep_supervision
     signals = {"conversion_layer": options.language_conversion, "thinking_layer": options.english_thinking}
-    automatic = [name for name in signals if getattr(options, name) == "auto"]
+    automatic = _automatic_layers(config)
     if not config.supervises or not any(signals[name] != "off" for name in automatic):
         return config, None, None
     choice: LayerChoice | None = None
@@ -491,7 +507,8 @@ def _load_model(config: RunConfig) -> nn.Module:
         raise PivotuneError(f"lora: {error}") from error
 
 
-def _tokenised(config: RunConfig, split: str, source: Any, tokenizer: Any) -> tuple[datasets.Dataset, Report]:
+def _tokenised(config: RunConfig, split: str, source: Any, tokenizer: Any) -> tuple[datasets.Dataset, Report, str]:
+    """The rows, what was kept, and the prompts' style."""
     data = config.data
     examples, report = read_examples(source, on_bad=data.on_bad, languages=data.languages)
     rows, kept = tokenize_examples(examples, tokenizer, data.style, data.max_length, data.overlong)
@@ -499,7 +516,14 @@ def _tokenised(config: RunConfig, split: str, source: Any, tokenizer: Any) -> tu
         if report.skipped:
             print(f"data.{split}, read: {report}")
         print(f"data.{split}: {kept}", flush=True)
-    return rows, kept
+    return rows, kept, _style_of(examples, tokenizer, data.style)
+
+
+def _style_of(examples: Iterable[ParallelExample], tokenizer: Any, style: str) -> str:
+    """The style of all these prompts; `auto` where it gave several."""
+    encoder = PromptEncoder(tokenizer, style)
+    found = {encoder.style_of(one.text) for one in examples}
+    return found.pop() if len(found) == 1 else style
 
 
 def _resume(asked: str | bool | None, folder: Path) -> str | None:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +20,8 @@ import torch
 import yaml
 
 from pivotune import cli
-from pivotune.checkpoint import open_model
+from pivotune.checkpoint import open_model, read_info
+from pivotune.data import ParallelExample
 from pivotune.data.examples import Text
 from pivotune.data.prompts import render_prompt
 from pivotune.errors import PivotuneError
@@ -37,11 +43,12 @@ from pivotune.generation import generate_texts
 from pivotune.generation import load as load_model
 from pivotune.lab.base import base_path, load_base
 from pivotune.methods import SFT
-from tests.data.tiny_tokenizers import byte_level
+from pivotune.training import train
+from tests.data.tiny_tokenizers import BOS, byte_level
 from tests.evaluation.test_benchmarks import folder as benchmark_files
 from tests.evaluation.test_benchmarks import other, put_cc
 from tests.families import tiny
-from tests.runs import write_base
+from tests.runs import configuration, write_base, write_rows
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra pivotune[evaluation]")
 
@@ -437,6 +444,34 @@ def test_interrupted_and_resumed_equals_uninterrupted(
             assert items_of(output)[name][: len(items)] == items, "what was finished is kept as it was"
 
 
+@pytest.mark.slow  # a second process imports everything again
+def test_a_killed_process_loses_one_batch_at_most(run: str, folder: Path, tmp_path: Path) -> None:
+    items, batch = 24, 2
+    prompts = [f"Answer.\n\n{'long ' * (n % 5)}question {n}?\n\nAnswer:" for n in range(items)]
+    put_cc(folder, "MKQA", "split_sample", "ans_sample", "ar", prompts, [["a"]] * items)
+    options: dict[str, Any] = dict(data_dir=str(folder), benchmarks="cc_mkqa", languages="ar")
+    options |= dict(batch_size=batch, max_new_tokens=60)
+    output = tmp_path / "killed"
+    path = output / "items/generation.cc_mkqa.ar.matrix.jsonl"
+    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "pivotune", "evaluate", run, "--output", str(output), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (path.is_file() and path.stat().st_size):
+            time.sleep(0.005)
+        process.kill()
+        _, shown = process.communicate()
+    assert process.returncode == -signal.SIGKILL, shown
+    before = path.read_bytes()
+    answered = [int(count) for count in re.findall(rf"(\d+)/{items} ", shown)]
+    assert 0 < before.count(b"\n") < items and before.count(b"\n") % batch == 0, "whole batches, and not all"
+    assert before.count(b"\n") >= max(answered), "what the bar counted is there"
+
+    resumed = evaluate(run, output=str(output), **options)
+    assert path.read_bytes().startswith(before), "what was finished is kept as it was"
+    assert resumed == evaluate(run, output=str(tmp_path / "whole"), **options)
+    assert items_of(output) == items_of(tmp_path / "whole")
+
+
 def test_what_is_finished_needs_no_model(
     run: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -564,6 +599,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"benchmarks": None, "preset": "dfd"}, "preset: got 'dfd'"),
     ({"benchmarks": " , "}, "benchmarks: got ' , '"),
     ({"languages": "ja"}, "languages: xcopa is not available in 'ja'"),
+    ({"languages": "zh-CN"}, "'zh-CN'; did you mean 'zh'? Available: en, et,"),
+    ({"languages": "chinese"}, "'chinese'. Available: en, et,"),
     ({"benchmarks": "xcopa,cc_xnli", "languages": "vi"}, "languages: cc_xnli is not available in 'vi'"),
     ({"limit": 0}, "limit: got 0"),
     ({"batch_size": 0}, "batch_size: got 0"),
@@ -599,6 +636,21 @@ def test_broken_files_are_one_error(run: str, folder: Path, tmp_path: Path) -> N
     path.unlink()
     with pytest.raises(PivotuneError, match=r"val-vi\.jsonl: no such file\. Get it from https"):
         evaluate(run, languages="vi", **options)
+    path.write_bytes((folder / "xnli_dev/dev-vi.tsv").read_bytes())
+    with pytest.raises(PivotuneError, match=r"val-vi\.jsonl:1: malformed line"):
+        evaluate(run, languages="vi", **options)
+    path.write_bytes((folder / "cctuning/XNLI/split_sample/ar.json").read_bytes())
+    with pytest.raises(PivotuneError, match=r"val-vi\.jsonl:1: bad field: field 'choice1' is missing"):
+        evaluate(run, languages="vi", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_output_is_a_folder(run: str, folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "out"
+    file.write_text("mine")
+    with pytest.raises(PivotuneError, match=r"^output: .*out is a file; name a folder"):
+        evaluate(run, data_dir=str(folder), benchmarks="xcopa", output=str(file))
+    assert file.read_text() == "mine"
 
 
 def test_a_connection_needs_a_run_with_one(base: Path, folder: Path, tmp_path: Path) -> None:
@@ -622,6 +674,43 @@ def test_the_prompt_style_is_that_of_the_run(
         assert evaluate(folder_of_run, **options)["style"] == expected
         assert read_evaluation(tmp_path / style / "evaluation").config["style"] == expected
     assert caplog.text.count("give --style alpaca or chat") == 1
+
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+ASKED: dict[str, dict[str, Any]] = {
+    "plain": {"prompt": "法国的货币是什么", "completion": "欧元"},
+    "instructed": {"instruction": "法国的货币是什么", "output": "欧元"},
+}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "template", "style"),
+    [
+        (["plain"], None, "plain"),
+        (["plain"], TEMPLATE, "plain"),
+        (["instructed"], None, "alpaca"),
+        (["instructed"], TEMPLATE, "chat"),
+        (["plain", "instructed"], None, "auto"),
+    ],
+)
+def test_a_run_of_automatic_style_is_asked_as_it_was_trained(
+    kinds: list[str], template: str | None, style: str, folder: Path, tmp_path: Path
+) -> None:
+    base = write_base(tmp_path / "base")
+    tokenizer = byte_level(template=f"{BOS} $A")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(base)
+    rows = [{"id": f"{kind}{n}", "language": "zh", **ASKED[kind]} for kind in kinds for n in range(4)]
+    run = train(configuration(base, write_rows(tmp_path / "train.jsonl", rows), tmp_path / "run", max_steps=1))
+    assert read_info(run)["prompt_style"] == style and read_info(run)["data"]["style"] == "auto"
+    for row in rows:
+        question = ParallelExample.from_dict(row)
+        assert render_prompt(question, tokenizer, style) == render_prompt(question, tokenizer, "auto")
+    options: dict[str, Any] = dict(data_dir=str(folder), benchmarks="cc_xnli", languages="ar", max_new_tokens=2)
+    assert evaluate(str(run), **options)["style"] == ("plain" if style == "auto" else style)
 
 
 # What is chosen and shown ------------------------------------------------------------------------------------------

@@ -111,6 +111,14 @@ class PromptEncoder:
         self._prefix_ids: list[int] = probe["input_ids"][:count]
         self._frame: _ChatFrame | None = None
 
+    def style_of(self, text: Text) -> str:
+        """The style of this text's prompt: alpaca, chat or plain."""
+        if self.style != "auto":
+            return self.style
+        if text.prompt is not None:
+            return "plain"
+        return "alpaca" if self.tokenizer.chat_template is None else "chat"
+
     def render(self, text: Text, where: str = "prompt") -> Rendered:
         """Strings of `text` in this encoder's style.
 
@@ -118,10 +126,7 @@ class PromptEncoder:
             DataError: the style has no place for the turns before the question, or the chat template refuses,
                 changes or repeats the question or the answer.
         """
-        style = self.style
-        if style == "auto":
-            chat = self.tokenizer.chat_template is not None
-            style = "plain" if text.prompt is not None else "chat" if chat else "alpaca"
+        style = self.style_of(text)
         if style == "chat":
             return self._render_chat(text, where)
         if text.context:

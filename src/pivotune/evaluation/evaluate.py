@@ -198,10 +198,10 @@ def choose(benchmarks: str | None, preset: str | None, languages: str | None) ->
     known = dict.fromkeys(code for one in found for code in one.languages)
     for code in codes:
         if code not in known:
-            near = difflib.get_close_matches(code, known, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(code, known, n=1, cutoff=0.55)  # zh-CN is near zh, sw is not near es
             raise PivotuneError(
                 f"languages: {', '.join(names)} {'is' if len(names) == 1 else 'are'} not available in {code!r}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
+                + (f"; did you mean {near[0]!r}?" if near else ".")
                 + f" Available: {', '.join(sorted(known))}."
             )
     pairs = []
@@ -295,8 +295,8 @@ def _style(info: Mapping[str, Any], style: str | None) -> str:
     trained = info.get("prompt_style", "auto")
     if trained == "auto" and info:
         logger.warning(
-            "style: the run chose its prompts' style row by row (auto), so its prompts are asked plain, as they are. "
-            "If it learnt from instructions, give --style alpaca or chat."
+            "style: the run names no single style of its training prompts (auto), so it is asked plain, with the "
+            "prompts as they are. If it learnt from instructions, give --style alpaca or chat."
         )
     return trained if trained in known else "plain"
 
@@ -380,6 +380,8 @@ class _Opened:
 
 def _output_folder(run: str, info: Mapping[str, Any], output: str | None) -> Path:
     if output is not None:
+        if Path(output).exists() and not Path(output).is_dir():
+            raise PivotuneError(f"output: {output} is a file; name a folder for the results.")
         return Path(output)
     if not info:
         raise PivotuneError(f"output: {run} is no run folder of Pivotune to write into; name a folder with --output.")

@@ -44,6 +44,12 @@ class Cell:
     language: str | None = None
 
     @property
+    def words(self) -> str:
+        """All but the difference, on one line."""
+        text = self.text if self.language is None else " · ".join(filter(None, self.names))
+        return " ".join(filter(None, (text, self.small)))
+
+    @property
     def names(self) -> tuple[str, str]:
         """The language's own name, empty where it is the English one, and the English one."""
         assert self.language is not None
@@ -175,10 +181,8 @@ def _markdown_of(part: Part, folder: Path) -> list[str]:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    text = cell.text if cell.language is None else " · ".join(filter(None, cell.names))
     delta = f"**{cell.delta}** {MARKS[cell.change]}" if cell.change else cell.delta
-    first = " ".join(filter(None, (text, cell.small)))
-    return _plain("; ".join(filter(None, (first, delta))))
+    return _plain("; ".join(filter(None, (cell.words, delta))))
 
 
 def _link(path: Path, folder: Path) -> str:
@@ -284,6 +288,7 @@ pre { line-height: 1.4; overflow-wrap: normal; }
 details { border: 1px solid var(--line); border-radius: .375rem; padding: 0 .75rem; margin: .75rem 0; }
 summary { cursor: pointer; font-weight: 600; padding: .6rem 0; }
 td, caption { position: relative; }
+@media (max-width: 40rem) { th, td { padding: .4rem .5rem; } }
 @media print { details { border: 0; } .scroll { overflow: visible; } }
 </style>
 </head>
@@ -296,8 +301,10 @@ td, caption { position: relative; }
 {% macro content(cell) %}
 {% if cell.language is not none %}{{ language(cell) }}{% else %}{{ cell.text }}{% endif %}
 {% if cell.small %}<span class="small">{{ cell.small }}</span>{% endif %}
-{% if cell.delta %}<span class="delta {{ cell.change }}">{{ cell.delta }}
-{%- if cell.change %} <span aria-hidden="true">{{ marks[cell.change] }}</span><span class="unseen"> significantly
+{% if cell.delta %}<span class="delta {{ cell.change }}">
+{%- if cell.change %}<span aria-hidden="true">{{ marks[cell.change] }}</span> {% endif %}
+{{- cell.delta }}
+{%- if cell.change %}<span class="unseen"> significantly
 {{ "higher" if cell.change == "up" else "lower" }}</span>{% endif %}</span>{% endif %}
 {% endmacro %}
 {% macro part(one) %}

@@ -5,19 +5,20 @@ Scores are shares between 0 and 1 in the report and per cent in the tables. The 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pivotune.evaluation import statistics
-from pivotune.evaluation.benchmarks import PRESETS, Benchmark, Published
+from pivotune.evaluation.benchmarks import PRESETS, Benchmark
+from pivotune.evaluation.labels import metric_name
+from pivotune.evaluation.published import published_tables, source
 from pivotune.evaluation.results import ItemResult
 from pivotune.tables import table
 
 PROTOCOLS = ("likelihood", "generation")
-METRICS = {"accuracy": "accuracy", "f1": "F1", "em": "exact match", "rouge_l": "ROUGE-L"}
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def text(found: Mapping[str, Any], *, markdown: bool = False) -> str:
             lines += ["", f"{head}{protocol.capitalize()}: means over benchmarks, by language", ""]
             lines.append(table(["language", "mean", "of"], means, markdown=markdown))
         if found["preset"]:
-            lines += _published(found["preset"], protocol, scores, markdown, head)
+            lines += _published(found, protocol, markdown, head)
     return "\n".join(lines)
 
 
@@ -168,7 +169,7 @@ def _common(cell: Mapping[str, Any]) -> list[str]:
     return [
         cell["benchmark"],
         cell["language"],
-        METRICS[cell["metric"]],
+        metric_name(cell["metric"]),
         _shown(cell),
         str(cell["items"]),
         chance,
@@ -192,49 +193,15 @@ def _shown(one: Mapping[str, float]) -> str:
     return f"{100 * one['mean']:.1f} [{100 * one['low']:.1f}, {100 * one['high']:.1f}]"
 
 
-def _published(name: str, protocol: str, scores: Mapping[str, Any], markdown: bool, head: str) -> list[str]:
-    """The paper's own summary table: these scores, and below or beside them its figures."""
-    preset = PRESETS[name]
-    here: dict[str, dict[str, float]] = {}
-    for cell in scores["cells"]:
-        if cell["language"] in preset.languages.get(cell["benchmark"], ()):
-            here.setdefault(cell["benchmark"], {})[cell["language"]] = cell["mean"]
-    if not here:
+def _published(found: Mapping[str, Any], protocol: str, markdown: bool, head: str) -> list[str]:
+    """The paper's own summary tables, with these scores beside its figures."""
+    preset = PRESETS[found["preset"]]
+    scores = {(one["benchmark"], one["language"]): one["mean"] for one in found["protocols"][protocol]["cells"]}
+    tables = published_tables(preset, protocol, {found["run"]: scores})
+    if not tables:
         return []
-    figures = [one for one in preset.published if one.benchmark in here]
-    by_language = any(one.language for one in preset.published)
-    heads, rows = (_by_language if by_language else _averages)(here, figures)
-    return [
-        "",
-        f"{head}{protocol.capitalize()}: the table of preset {name}",
-        "",
-        table(heads, rows, markdown=markdown),
-        "",
-        f"Published: {preset.paper}. {preset.note}",
-    ]
-
-
-def _by_language(here: Mapping[str, Mapping[str, float]], figures: Iterable[Published]) -> tuple[list[str], list[Any]]:
-    languages = list(dict.fromkeys(code for some in here.values() for code in some))
-    published: dict[str, dict[str, dict[str, float]]] = {}
-    for one in figures:
-        if one.language is not None:
-            by_method = published.setdefault(one.benchmark, {})
-            by_method.setdefault(f"{one.method}, {one.model}", {})[one.language] = one.value
-    rows = []
-    for benchmark, values in here.items():
-        own = {code: 100 * value for code, value in values.items()}
-        for source, some in {"here": own, **published.get(benchmark, {})}.items():
-            shown = [some[code] for code in languages if code in some and code in own]
-            cells = [f"{some[code]:.1f}" if code in some and code in own else "" for code in languages]
-            rows.append([benchmark, source, *cells, f"{np.mean(shown):.1f}" if shown else ""])
-    return ["benchmark", "from", *languages, "mean"], rows
-
-
-def _averages(here: Mapping[str, Mapping[str, float]], figures: Iterable[Published]) -> tuple[list[str], list[Any]]:
-    published = {one.benchmark: f"{one.value:.2f} ({one.method})" for one in figures}
-    rows = [
-        [benchmark, f"{100 * np.mean(list(values.values())):.1f}", str(len(values)), published.get(benchmark, "-")]
-        for benchmark, values in here.items()
-    ]
-    return ["benchmark", "here, mean", "languages", "published, 10 languages"], rows
+    lines = ["", f"{head}{protocol.capitalize()}: beside the published figures", "", source(preset)]
+    for title, one in tables:
+        rows = [[cell.words for cell in row] for row in one.rows]
+        lines += ["", f"{title}: {one.caption}", "", table(one.heads, rows, markdown=markdown)]
+    return lines

@@ -165,7 +165,7 @@ def _mlqa(items: Sequence[Item], language: str) -> HarnessTask:
 
 
 def _own(items: Sequence[Item], benchmark: str, language: str) -> HarnessTask:
-    # XQuAD too: the harness has it, but its code imports what transformers 5 has no more. Prompt and stop are its own.
+    # XQuAD too: the harness has it, but its code imports what transformers 5.20 removed. Prompt and stop are its own.
     rows = [_row(item, prompt=item.prompt, answers=list(item.answers)) for item in items]
     settings = {
         "output_type": "generate_until",

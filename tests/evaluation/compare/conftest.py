@@ -1,0 +1,15 @@
+"""Two runs that most tests compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.compare.made_up import gain, write_run
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[str, str]:
+    """A baseline and a run with one planted gain and one planted loss."""
+    return str(write_run(tmp_path / "base", {}, draw=1)), str(write_run(tmp_path / "better", gain, draw=2))
