@@ -240,6 +240,9 @@ def layers(
         (tuned, f"chosen among {len(pairs)} pairs on development facts"),
         (best, f"the best of {len(pairs)} on the held-out facts themselves, so its lead is optimistic"),
     ):
+        if pair == picked:
+            verdicts.append(f"* {_pair(pair)}, {what}: it is **the rule's own pair**.")
+            continue
         gap = statistics.difference(held[pair], held[picked])
         p = statistics.crossed_test(held[pair], held[picked])
         verdict = "within the interval of" if gap.low <= 0 else "below"

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments.lab import RATES
 from pivotune.errors import PivotuneError
-from pivotune.lab.demo import TITLES, Score, demo
+from pivotune.lab.demo import ROWS, TITLES, Score, demo
+from pivotune.lab.templates import LANGUAGES
 
 
 def test_the_demo_prints_tables_and_writes_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,3 +53,9 @@ def test_wilson_interval() -> None:
     low, high = Score(5, 10).interval
     assert (low, high) == (pytest.approx(23.66, abs=0.01), pytest.approx(76.34, abs=0.01))
     assert str(Score(0, 7)) == "  0.0 [ 0.0, 35.4]"
+
+
+def test_the_rates_are_those_that_the_grid_has_chosen() -> None:
+    by_subject = json.loads(RATES.read_text("utf-8"))
+    chosen = by_subject[f"facts: {', '.join(LANGUAGES[1:])}"]["chosen"]
+    assert {name: chosen[name] for name in ROWS} == ROWS
