@@ -7,10 +7,13 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Protocol
 
+from pivotune.lab import skills
 from pivotune.lab.settings import Recipe
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.trial import Record
 from pivotune.lab.world import World
+
+TRAINING_PER_SKILL = 67  # questions of each skill in each language: its three skills make 200
 
 
 class Task(Protocol):
@@ -44,7 +47,21 @@ class Facts:
         return World.build()
 
 
-TASKS: dict[str, type[Task]] = {"facts": Facts}
+class Skills:
+    """The lab's skills, learned in English: few training questions in a language, of all skills but one."""
+
+    name = "skills"
+    languages = tuple(LANGUAGES[1:])
+
+    def examples(self, split: str, language: str) -> Iterator[Record]:
+        return self._skills.examples(split, language)
+
+    @cached_property
+    def _skills(self) -> skills.Skills:
+        return skills.Skills.build(training=TRAINING_PER_SKILL)
+
+
+TASKS: dict[str, type[Task]] = {"facts": Facts, "skills": Skills}
 
 
 def training_records(task: Task, languages: Sequence[str], recipe: Recipe, seed: int) -> list[Record]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.tasks import Facts, shuffled, training_records
+from experiments.tasks import TASKS, TRAINING_PER_SKILL, Skills, Task, shuffled, training_records
 from pivotune.anatomy import Anatomy
 from pivotune.lab.base import load_base
 from pivotune.lab.settings import (
@@ -26,6 +26,7 @@ from pivotune.lab.trial import item, run_config
 from pivotune.training import build_method
 
 EVERY = [*HEADLINE, *ABLATIONS]
+every_task = pytest.mark.parametrize("task", [task() for task in TASKS.values()], ids=list(TASKS))
 
 
 @pytest.mark.parametrize("setting", EVERY, ids=lambda setting: setting.name)
@@ -64,8 +65,8 @@ def test_layers() -> None:
         assert i < j and setting.at_layers((1, 1)) == setting and setting.tuned_as == "feature"
 
 
-def test_shuffling_leaves_no_pair() -> None:
-    task = Facts()
+@every_task
+def test_shuffling_leaves_no_pair(task: Task) -> None:
     own = {record["id"]: record for record in training_records(task, task.languages, "target", 0)}
     found = training_records(task, task.languages, "shuffled", 0)
     assert {record["id"] for record in found} == set(own) and len(found) == len(own)
@@ -88,8 +89,8 @@ def test_shuffling_refuses_what_it_cannot_break() -> None:
         shuffled([record], 0)
 
 
-def test_recipes() -> None:
-    task = Facts()
+@every_task
+def test_recipes(task: Task) -> None:
     target, english, both = (
         training_records(task, task.languages[:1], recipe, 0) for recipe in ("target", "english", "with english")
     )
@@ -99,7 +100,17 @@ def test_recipes() -> None:
     assert all("english" not in record for record in english)
 
 
-def test_an_item_has_one_name_in_all_languages() -> None:
-    task = Facts()
+@every_task
+def test_an_item_has_one_name_in_all_languages(task: Task) -> None:
     names = [{item(record) for record in task.examples("heldout", language)} for language in ("en", *task.languages)]
     assert all(name & names[0] == name for name in names[1:]) and len(names[1]) > 50
+
+
+def test_few_questions_teach_the_skills() -> None:
+    task = Skills()
+    assert TASKS[task.name] is Skills
+    for language in task.languages:
+        records = list(task.examples("training", language))
+        assert len(records) == 3 * TRAINING_PER_SKILL
+        assert "continuation" not in {item(record).split(".")[0] for record in records}
+        assert "continuation" in {item(record).split(".")[0] for record in task.examples("heldout", language)}

@@ -410,6 +410,13 @@ def test_pieces_hold_every_word_and_no_slot():
     assert not any(set("{}|") & set(piece) for piece in found)
 
 
+def test_number_of_training_items(skills):
+    few = Skills.build(training=5)
+    for skill in SKILLS:
+        assert few.split("training", "en", skill) == skills.split("training", "en", skill)[:5]
+    assert all(few.items[split] == skills.items[split] for split in SPLITS if split != "training")
+
+
 def test_wrong_names_are_refused(skills):
     with pytest.raises(ValueError, match="language must be one of en, zh, vi, ar, sw, not 'fr'"):
         skills.split("heldout", "fr")
@@ -419,3 +426,5 @@ def test_wrong_names_are_refused(skills):
         skills.split("heldout", "zh", "facts")
     with pytest.raises(ValueError, match=r"a skill of english_only must be one of .*, not 'facts'"):
         Skills.build(english_only=("facts",))
+    with pytest.raises(ValueError, match="training must be 1 to 600 items per skill, not 601"):
+        Skills.build(training=601)

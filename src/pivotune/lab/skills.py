@@ -31,7 +31,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, permutations
+from itertools import count, islice, permutations
 from typing import Any
 
 from pivotune.lab.skill_templates import (
@@ -116,11 +116,29 @@ class Skills:
     items: Mapping[str, tuple[Item, ...]]
 
     @classmethod
-    def build(cls, seed: int = 0, english_only: Sequence[str] = ("continuation",)) -> "Skills":
-        """Items and splits drawn with `seed`. `english_only` names the skills that other languages never train on."""
+    def build(
+        cls, seed: int = 0, english_only: Sequence[str] = ("continuation",), training: int | None = None
+    ) -> "Skills":
+        """Items and splits drawn with `seed`.
+
+        Args:
+            seed: of the draw.
+            english_only: the skills that other languages never train on.
+            training: the first so many training items of each skill; all of them if not told.
+        """
         for skill in english_only:
             _check("a skill of english_only", skill, SKILLS)
-        items = {split: tuple(item for skill in SKILLS for item in _items(seed, skill, split)) for split in SPLITS}
+        limit = SPLITS["training"][1]
+        if training is not None and not 0 < training <= limit:
+            raise ValueError(f"training must be 1 to {limit} items per skill, not {training}")
+        items = {
+            split: tuple(
+                item
+                for skill in SKILLS
+                for item in islice(_items(seed, skill, split), training if split == "training" else None)
+            )
+            for split in SPLITS
+        }
         return cls(seed, frozenset(english_only), items)
 
     def split(self, split: str, language: str, skill: str | None = None) -> list[Item]:
