@@ -94,10 +94,11 @@ def test_what_print_config_shows_can_be_run(run_file: Path, tmp_path: Path, caps
         (["--max_steps", "3"], "unknown option 'max_steps'; did you mean 'training.max_steps'?"),
         (["--deep_supervision.conversion_layers=3"], "did you mean 'deep_supervision.conversion_layer'?"),
         (["--training.torch_compile", "true"], "training.torch_compile is not supported: the methods' hooks change"),
-        (["--training.max_steps", "many"], 'Parser key "training.max_steps"'),
+        (["--training.max_steps", "many"], "training.max_steps: got 'many'; give a whole number."),
         (["--training.lr_scheduler_type", "cosin"], "cosin is not a valid SchedulerType, please select one of"),
         (["--training.report_to", "nowhere"], "nowhere is not supported"),
-        (["--method", "dft"], 'Parser key "method"'),
+        (["--method", "dft"], "method: got 'dft'; give one of 'sft', 'deep_supervision', 'cc_tuning', 'both'."),
+        (["--deep_supervision.thinking_layer", "x"], "thinking_layer: got 'x'; give a whole number or 'auto'."),
         (["--deep_supervision.thinking_layer", "40"], "got 40, but this llama model has decoder layers 1..3"),
         (["--deep_supervision.conversion_weight", "-1"], "deep_supervision.conversion_weight: got -1"),
         (["--cc_tuning.temperature", "2"], "cc_tuning.temperature: has no effect with method: deep_supervision"),
@@ -109,6 +110,20 @@ def test_what_print_config_shows_can_be_run(run_file: Path, tmp_path: Path, caps
 )  # fmt: skip
 def test_mistakes(arguments: list[str], message: str, run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in refused(capsys, "train", run_file, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("limit", "ten", "a whole number"),
+        ("batch_size", "2.5", "a whole number"),
+        ("connection", "matrx", "one of 'none', 'english', 'matrix'"),
+        ("softmax_dtype", "half", "one of 'float32', 'auto'"),
+        ("restart", "perhaps", "true or false"),
+    ],
+)
+def test_a_wrong_value_is_one_line(option: str, value: str, allowed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "evaluate", "run", f"--{option}", value) == f"{option}: got {value!r}; give {allowed}.\n"
 
 
 @pytest.mark.parametrize(

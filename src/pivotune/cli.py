@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import importlib
 import logging
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Sequence
@@ -49,6 +50,13 @@ COMMANDS = {
     "demo": Command("the whole story on this machine, without a download", "pivotune.lab.demo:demo"),
 }
 
+# The types of options in the parser's messages.
+_KINDS = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; mistakes of the user end in one message on standard error and exit status 2."""
@@ -66,11 +74,31 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise PivotuneError(f"unknown command {name!r}{_suggestion(name, COMMANDS)} Known: {', '.join(COMMANDS)}.")
         (_train if name == "train" else _call)(name, arguments)
     except (PivotuneError, ArgumentError) as error:
-        print(f"pivotune: error: {error}", file=sys.stderr)
+        print(f"pivotune: error: {_message(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("pivotune: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _message(error: Exception) -> str:
+    """One line for an option's wrong value, of which the parser makes up to eight: option, value, what is allowed."""
+    said = str(error)
+    found = re.fullmatch(r'Parser key "([^"]+)":\n(.*)(?:Given|Got) value: (.*)', said, re.DOTALL)
+    if not found:
+        return said
+    option, problem, value = found.groups()
+    kinds = dict.fromkeys(re.findall(r"Expected an? (.+?)(?:\. |\n)", problem))
+    allowed = [_KINDS.get(kind) or _literal(kind) for kind in kinds if kind != "<class 'NoneType'>"]
+    return f"{option}: got {value!r}; give {' or '.join(allowed)}." if allowed else said
+
+
+def _literal(kind: str) -> str:
+    """typing.Literal['a', 'b'] as words; another kind as it is."""
+    found = re.fullmatch(r"typing\.Literal\[(.*)\]", kind)
+    if not found:
+        return kind
+    return f"one of {found[1]}" if "," in found[1] else found[1]
 
 
 def _overview() -> str:

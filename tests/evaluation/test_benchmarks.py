@@ -71,7 +71,7 @@ def put_cc(
 
 
 def mmlu_row(language: str, key: str, answer: str) -> dict[str, str]:
-    options = {f"option_{letter}": f"{language} {letter}" for letter in "abcd"}
+    options = {f"option_{letter}": f" {language} {letter}" for letter in "abcd"}
     return {"instruction": f"{language} {key}?", **options, "answer": answer, "id": key}
 
 
@@ -161,8 +161,9 @@ def test_fields_of_each_format(folder: Path) -> None:
     prompt = passage_prompt("vi1 is in the context.", "vi question 1?", "vi")
     assert prompt == "Bối cảnh: vi1 is in the context.\n\nCâu hỏi: vi question 1?\n\nTrả lời:"
     assert second("xquad", "vi") == Item(id="q1", benchmark="xquad", language="vi", prompt=prompt, **common)
-    prompt = "Context: vi1 is in the context.\n\nQuestion: vi question 1?\n\nAnswer:"
-    assert second("mlqa", "vi") == Item(id="q1", benchmark="mlqa", language="vi", prompt=prompt, **common)
+    prompt = "Context: vi1 is in the context.\n\nQuestion:  vi question 1? \n\nAnswer:"  # as the harness prints it
+    raw = {**common, "question": " vi question 1? "}
+    assert second("mlqa", "vi") == Item(id="q1", benchmark="mlqa", language="vi", prompt=prompt, **raw)
     prompt = instructed_prompt("vi1 is in the context.", "vi question 1?", "vi")
     assert prompt.endswith("\n\nNgữ cảnh: vi1 is in the context.\nCâu hỏi: vi question 1?\n\nCâu trả lời của bạn:")
     assert second("cc_xquad", "vi") == Item(id="q1", benchmark="cc_xquad", language="vi", prompt=prompt, **common)
@@ -181,6 +182,7 @@ def test_fields_of_each_format(folder: Path) -> None:
     assert copa.options == ("It got wet.", "It got dry.")
     mmlu = second("mmlu", "vi")
     assert (mmlu.id, mmlu.subject, mmlu.labels, mmlu.gold) == ("anatomy/val/1", "anatomy", LETTERS, 3)
+    assert mmlu.options == (" vi a", " vi b", " vi c", " vi d")
     assert load("mmlu", "en", folder)[0].question == "anatomy 0, what?"
     assert load("mmlu", "en", folder, split="dev")[2].id == "virology/dev/0"
     mkqa = load("mkqa", "ar", folder)[0]
@@ -371,8 +373,6 @@ def test_arguments(folder: Path) -> None:
         load("xcopa", "vi", folder, split="train")
     with pytest.raises(PivotuneError, match="limit: got 0"):
         load("xnli", "vi", folder, limit=0)
-    with pytest.raises(PivotuneError, match=r"data_dir: not given; xnli .*facebook/xnli.* Get them from https://"):
-        load("xnli", "vi")
     with pytest.raises(PivotuneError, match=r"data_dir: .*none is no folder"):
         load("xnli", "vi", folder / "none")
     with pytest.raises(PivotuneError, match=r"did you mean .*bench"):
@@ -501,8 +501,8 @@ HARNESS_PROMPTS = {
     ("xstorycloze", "ar"): ("ar sun. Rain came. It is 8.30 now. End 0", 1, 2),
     ("truthfulqa", "en"): ("Q: q1\nA:", 1, 3),
     ("truthfulqa", "vi"): ("Q: q3\nA:", 0, 3),
-    ("mmlu", "vi"): ("\nA. vi a\nB. vi b\nC. vi c\nD. vi d\nAnswer:", "A", 4),
-    ("mlqa", "vi"): ("\n\nQuestion: vi question 0?\n\nAnswer:", ["vi0"], None),
+    ("mmlu", "vi"): ("\nA.  vi a\nB.  vi b\nC.  vi c\nD.  vi d\nAnswer:", "A", 4),
+    ("mlqa", "vi"): ("\n\nQuestion:  vi question 0? \n\nAnswer:", ["vi0"], None),
     ("xquad", "vi"): ("\n\nCâu hỏi: vi question 0?\n\nTrả lời:", ["vi0"], None),
     ("mkqa", "ar"): ("سؤال: ar who 0\n\nإجابة:", ["Bo", "Al"], None),
     ("cc_mkqa", "ar"): ("Please answer.\n\nar who 0\n\nAnswer:", ["Bo", "Al"], None),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pivotune.data.report import DataError
-from pivotune.evaluation.benchmarks import BENCHMARKS, PRESETS, Item, Preset, chance_level, load
+from pivotune.evaluation.benchmarks import BENCHMARKS, PRESETS, Item, Preset, chance_level, harness_task, load
 
 # (benchmark, split): items per language, or one number for all of them.
 COUNTS: dict[tuple[str, str], int | dict[str, int]] = {
@@ -82,7 +82,8 @@ def test_translations_that_repeat_the_right_option(bench: Path) -> None:
 
 
 def repeats(item: Item) -> bool:
-    return item.options is not None and item.gold is not None and item.options.count(item.options[item.gold]) > 1
+    options = [option.strip() for option in item.options or ()]
+    return item.gold is not None and options.count(options[item.gold]) > 1
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS.keys())
@@ -135,10 +136,43 @@ def test_stories_get_their_spaces_back(bench: Path) -> None:
 
 def test_cc_mmmlu_is_sampled_from_mmlu(bench: Path) -> None:
     """The English prompts are questions of MMLU's test split, with its golds."""
-    test = {(item.question, item.options): item.gold for item in load("mmlu", "en", bench, split="test")}
+    test = {
+        (item.question, tuple(option.strip() for option in item.options or ())): item.gold
+        for item in load("mmlu", "en", bench, split="test")
+    }
     for item in load("cc_mmmlu", "en", bench):
         question = item.question.split("\n\n", 1)[1].strip()
         assert test[question, item.options] == item.gold
+
+
+@pytest.mark.parametrize("language", BENCHMARKS["mlqa"].languages)
+def test_mlqa_is_asked_as_the_harness_asks_the_rows_of_the_file(language: str, bench: Path) -> None:
+    """Its data set on the hub has contexts and questions with their white space."""
+    template = harness_template("mlqa/mlqa_common_yaml")
+    path = bench / f"mlqa_dev/dev-context-{language}-question-{language}.json"
+    asked = {
+        qa["id"]: template.render(context=paragraph["context"], question=qa["question"])
+        for article in json.loads(path.read_text("utf-8"))["data"]
+        for paragraph in article["paragraphs"]
+        for qa in paragraph["qas"]
+    }
+    assert {item.id: item.prompt for item in load("mlqa", language, bench, english=False)} == asked
+
+
+@pytest.mark.parametrize("language", ["vi", "ar", "zh"])
+def test_mmlu_is_asked_as_the_harness_asks_the_rows_of_the_file(language: str, bench: Path) -> None:
+    template = harness_template("okapi/mmlu_multilingual/_default_yaml")
+    rows = json.loads((bench / f"mmlu/{language}_val.json").read_text("utf-8"))
+    task = harness_task(load("mmlu", language, bench, english=False))
+    assert [template.render(row) for row in task.rows["test"]] == [template.render(row) for row in rows]
+
+
+def harness_template(path: str) -> Any:
+    """The prompt of a task of lm-evaluation-harness, from its own file."""
+    lm_eval = pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness")
+    jinja2, yaml = pytest.importorskip("jinja2"), pytest.importorskip("yaml")
+    text = (Path(lm_eval.__file__).parent / "tasks" / path).read_text("utf-8").replace("!function ", "")
+    return jinja2.Template(yaml.safe_load(text)["doc_to_text"], keep_trailing_newline=True)
 
 
 CC_FILES = {

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +48,7 @@ from pivotune.training import train
 from tests.data.tiny_tokenizers import BOS, byte_level
 from tests.evaluation.test_benchmarks import folder as benchmark_files
 from tests.evaluation.test_benchmarks import other, put_cc
+from tests.evaluation.test_benchmarks_hub import hub as benchmarks_on_the_hub
 from tests.families import tiny
 from tests.runs import configuration, write_base, write_rows
 
@@ -61,6 +63,7 @@ from pivotune.evaluation.evaluate import choose, evaluate, measure, read_parts  
 from tests.evaluation.test_likelihood import MATRIX, connectable, write_run  # noqa: E402
 
 folder = benchmark_files
+hub = benchmarks_on_the_hub
 RANKED = [name for name, one in BENCHMARKS.items() if one.protocol == "likelihood"]
 GENERATED = [name for name, one in BENCHMARKS.items() if one.protocol == "generation"]
 
@@ -498,6 +501,18 @@ def test_a_greater_limit_and_more_benchmarks_are_added(run: str, folder: Path, t
     assert {key.connection for key in kept.items} == {"none"}
 
 
+def test_without_a_folder_the_data_are_those_of_the_hub(base: Path, folder: Path, hub: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = dict(benchmarks="xnli,mlqa", languages="vi,en", max_new_tokens=4)
+    from_hub, from_files = tmp_path / "hub-results", tmp_path / "results"
+    evaluate(str(base), **options, output=str(from_hub))
+    assert read_evaluation(from_hub).config["data_dir"]["path"] == "the hub"
+    evaluate(str(base), **options, output=str(from_files), data_dir=str(folder))
+    assert items_of(from_hub) == items_of(from_files)
+    evaluate(str(base), benchmarks="xcopa", languages="vi", output=str(from_hub))
+    with pytest.raises(PivotuneError, match=r"^data_dir: .* other files or prompts of xcopa\.vi, not those in .*bench"):
+        evaluate(str(base), data_dir=str(folder), benchmarks="xcopa", languages="vi", output=str(from_hub))
+
+
 def test_a_torn_line_is_evaluated_again(run: str, folder: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = dict(data_dir=str(folder), benchmarks="xcopa", languages="vi", output=str(tmp_path))
     evaluate(run, **options)
@@ -608,7 +623,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"connection": "matrx"}, "connection"),
     ({"connection": "english"}, "connection: got 'english', but xcopa run inside lm-evaluation-harness"),
     ({"style": "auto", "benchmarks": "xquad"}, "style: got 'auto'"),
-    ({"data_dir": None}, "data_dir: not given"),
+    ({"data_dir": None, "benchmarks": "xnli,cc_mkqa", "languages": "ar"}, "no data set of the hub holds cc_mkqa:"),
+    (
+        {"data_dir": None, "benchmarks": None, "preset": "cc", "languages": None},
+        "no data set of the hub holds cc_xnli, cc_xstorycloze, cc_mmmlu, cc_xquad, cc_mkqa, cc_xlsum: their data are "
+        "files of CC-Tuning's release. Put https://github.com/YYF-Tommy/CC-Tuning, folder Inference/data, as cctuning/",
+    ),
+    ({"data_dir": None}, "the data set of xcopa on the hub, cambridgeltl/xcopa (vi, test), cannot be read: "),
     ({"data_dir": "nowhere"}, "data_dir: nowhere is no folder"),
     ({"run": "./nowhere"}, "./nowhere: no such run folder"),
 ]
@@ -730,6 +751,16 @@ def test_what_is_chosen(caplog: pytest.LogCaptureFixture) -> None:
 def cell(name: str, language: str, scores: Sequence[float], **fields: Any) -> Cell:
     results = tuple(ItemResult(id=str(n), score=score, **fields) for n, score in enumerate(scores))
     return Cell(benchmark_of(name), language, results, chance=BENCHMARKS[name].chance or 0.0)
+
+
+def test_empty_answers_are_counted() -> None:
+    for name, ambiguous, unreadable in (("mkqa", "-", "-"), ("cc_xnli", "0", "3")):
+        silent = cell(name, "zh", [0, 0], prediction="", gold=0 if name == "cc_xnli" else None)
+        spoken = cell(name, "zh", [0], prediction="a", gold=0 if name == "cc_xnli" else None)
+        found = report([replace(silent, results=silent.results + spoken.results)], run="r", connection="none")
+        assert found["protocols"]["generation"]["cells"][0]["empty"] == 2
+        (line,) = [line for line in text(found).splitlines() if line.startswith(name)]
+        assert line.split()[-3:] == [ambiguous, unreadable, "2"]
 
 
 def test_protocols_never_share_a_table() -> None:

@@ -31,7 +31,16 @@ from pivotune.connection import Connection, Mode, connect
 from pivotune.data.examples import is_english
 from pivotune.data.prompts import STYLES
 from pivotune.errors import PivotuneError, check_choice, check_number
-from pivotune.evaluation.benchmarks import BENCHMARKS, PRESETS, Benchmark, Item, benchmark_of, chance_level, load
+from pivotune.evaluation.benchmarks import (
+    BENCHMARKS,
+    PRESETS,
+    Benchmark,
+    Item,
+    benchmark_of,
+    chance_level,
+    check_data_dir,
+    load,
+)
 from pivotune.evaluation.engines import Engine, GenerationEngine, LikelihoodEngine, quiet_harness
 from pivotune.evaluation.results import (
     FOLDER,
@@ -74,15 +83,17 @@ def evaluate(
     output: str | None = None,
     restart: bool = False,
 ) -> dict[str, Any]:
-    """`pivotune evaluate`: the papers' benchmarks, offline; a second call goes on where the first one stopped.
+    """`pivotune evaluate`: the papers' benchmarks; a second call goes on where the first one stopped.
 
     Args:
         run: a run folder, a checkpoint of it, or any causal LM.
-        data_dir: the folder of the benchmarks' files; docs/benchmarks.md says which file is where.
+        data_dir: the folder of the benchmarks' files in their publishers' formats, for work offline;
+            docs/benchmarks.md says which file is where. By default the data come from the hub, which has all but the
+            cc_ benchmarks.
         benchmarks: which, separated by commas, such as xnli,xquad.
         preset: the benchmarks and languages of a paper: dft or cc, with its figures beside.
         languages: in which, separated by commas; those of the benchmark's paper by default.
-        limit: take the first so many items of each benchmark and language.
+        limit: take the first so many items of each benchmark and language. They are no random sample.
         connection: how a CC-Tuning run connects: none, english or matrix; by default matrix where one was fitted, else
             none. English items are not connected.
         style: what is put around generated answers' prompts: plain, alpaca or chat; by default the style that the run
@@ -105,6 +116,7 @@ def evaluate(
             check_number(option, value, 1, whole=True)
     check_choice("softmax_dtype", softmax_dtype, get_args(SoftmaxDtype))
     chosen = choose(benchmarks, preset, languages)
+    check_data_dir((benchmark for benchmark, _ in chosen), data_dir)
     info = read_info(run)
     mode = _connection_mode(run, info, connection)
     _check_protocols(chosen, mode)
@@ -121,7 +133,10 @@ def evaluate(
         connection=mode,
         config={
             "run": {"path": str(run), "fingerprint": _fingerprint(run, info)},
-            "data_dir": {"path": str(data_dir), "digests": {part.name: part.digest for part in parts}},
+            "data_dir": {
+                "path": "the hub" if data_dir is None else str(data_dir),
+                "digests": {part.name: part.digest for part in parts},
+            },
             "limit": limit,
             "style": style,
             "max_new_tokens": max_new_tokens if style else None,
@@ -160,7 +175,7 @@ class Part:
         language: the language.
         items: to be answered.
         without_english: items that are left out, because real English is to be connected and they have none.
-        digest: of all items that the files hold, whatever the limit: what "the same data" means.
+        digest: of all items that there are, whatever the limit: what "the same data" means.
     """
 
     benchmark: Benchmark
@@ -221,7 +236,7 @@ def choose(benchmarks: str | None, preset: str | None, languages: str | None) ->
 def read_parts(
     chosen: Sequence[tuple[Benchmark, str]], data_dir: str | Path | None, limit: int | None, connection: Mode
 ) -> list[Part]:
-    """Read and check the items. All of a file is read, also under a limit."""
+    """Read and check the items, from the hub where `data_dir` is None. All are read, also under a limit."""
     parts = []
     for benchmark, language in chosen:
         connecting = connection == "english" and not is_english(language)
@@ -497,8 +512,8 @@ def measure(
         for protocol, engine in engines.items():
             if engine.cut:
                 logger.warning(
-                    "%s: %d of the items that were now answered do not fit into the model's context (%s tokens) and "
-                    "lost their beginning.",
+                    "%s: %d of the items that this call asked are longer than the model's context (%s tokens). They "
+                    "were asked without their beginning.",
                     *(protocol, engine.cut, engine.max_length),
                 )
         return [_cell(part, writer.done) for part, writer in zip(parts, writers, strict=True)]

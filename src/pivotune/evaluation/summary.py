@@ -47,6 +47,8 @@ def report(
 
     Under each protocol: `cells`, one for each benchmark and language; `benchmarks`, the means over languages, and
     `languages`, the means over benchmarks. Intervals are those of `pivotune.evaluation.statistics`: 95 %, over items.
+    Of a cell's answers, `ambiguous` chose several options, `unreadable` none, and `empty` ones, which are among the
+    unreadable where there are options, have no text.
 
     Args:
         cells: of any protocols. Those without a result are left out.
@@ -97,6 +99,7 @@ def _cell(cell: Cell) -> dict[str, Any]:
         "in_another_language": len(told) - sum(told),
         "ambiguous": sum(one.ambiguous for one in results),
         "unreadable": unread,
+        "empty": sum(one.prediction == "" for one in results),
         "without_english": cell.without_english,
     }
 
@@ -154,13 +157,14 @@ def _ranked_rows(scores: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
 
 
 def _generated_rows(scores: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    heads = ["benchmark", "language", "metric", "score", "items", "chance", "in language", "ambiguous", "unreadable"]
+    heads = ["benchmark", "language", "metric", "score", "items", "chance"]
+    heads += ["in language", "ambiguous", "unreadable", "empty"]
     rows = []
     for cell in scores["cells"]:
         told = cell["in_language"] + cell["in_another_language"]
         share = f"{100 * cell['in_language'] / told:.0f} % of {told}" if told else "-"
         counts = [str(cell[name]) if cell["chance"] else "-" for name in ("ambiguous", "unreadable")]
-        rows.append([*_common(cell), share, *counts])
+        rows.append([*_common(cell), share, *counts, str(cell["empty"])])
     return heads, _with_means(rows, scores)
 
 

@@ -1,7 +1,15 @@
-"""The benchmarks of both papers as typed items, read offline from the publishers' own files. docs/benchmarks.md."""
+"""The benchmarks of both papers as typed items, from the hub or the publishers' own files. docs/benchmarks.md."""
 
-from pivotune.evaluation.benchmarks.catalogue import BENCHMARKS, Benchmark, Hub, benchmark_of, chance_level, load
+from pivotune.evaluation.benchmarks.catalogue import (
+    BENCHMARKS,
+    Benchmark,
+    benchmark_of,
+    chance_level,
+    check_data_dir,
+    load,
+)
 from pivotune.evaluation.benchmarks.harness import HarnessTask, harness_task, task_specs
+from pivotune.evaluation.benchmarks.hub import Hub
 from pivotune.evaluation.benchmarks.items import Item
 from pivotune.evaluation.benchmarks.presets import PRESETS, Preset, Published
 
@@ -16,6 +24,7 @@ __all__ = [
     "Published",
     "benchmark_of",
     "chance_level",
+    "check_data_dir",
     "harness_task",
     "load",
     "task_specs",

@@ -11,8 +11,9 @@ from typing import Literal
 
 from pivotune.data.report import DataError
 from pivotune.errors import PivotuneError, check_choice, check_number
-from pivotune.evaluation.benchmarks import readers
+from pivotune.evaluation.benchmarks import hub, readers
 from pivotune.evaluation.benchmarks.files import Folder
+from pivotune.evaluation.benchmarks.hub import Hub
 from pivotune.evaluation.benchmarks.items import Item
 from pivotune.evaluation.benchmarks.readers import Located, Reader
 
@@ -20,29 +21,6 @@ Protocol = Literal["likelihood", "generation"]
 Metric = Literal["accuracy", "f1", "rouge_l"]
 
 _CC_FILES = "https://github.com/YYF-Tommy/CC-Tuning, folder Inference/data, as cctuning/"
-
-
-@dataclass(frozen=True)
-class Hub:
-    """Where lm-evaluation-harness 0.4.13, or else the papers, take a benchmark from on the hub.
-
-    Attributes:
-        path: the data set.
-        config: its configuration; "{language}" stands for the language.
-        split: the split that is scored.
-        english: (path, config, split) of English where it is another data set.
-    """
-
-    path: str
-    config: str
-    split: str
-    english: tuple[str, str, str] | None = None
-
-    def of(self, language: str) -> tuple[str, str, str]:
-        """(path, config, split) of a language."""
-        if language == "en" and self.english is not None:
-            return self.english
-        return self.path, self.config.format(language=language), self.split
 
 
 @dataclass(frozen=True)
@@ -56,12 +34,12 @@ class Benchmark:
         protocol: "likelihood" (the options are ranked by log-likelihood) or "generation" (greedy, answer extracted).
             Scores under different protocols never belong into one table.
         metric: "accuracy", "f1" or "rouge_l".
-        languages: those that can be read from files.
+        languages: those that can be read.
         chance: the expected score of a guess among the options, 0 for free text; None where it depends on the items,
             see `chance_level`.
-        splits: of the files; the first is the default.
+        splits: of the files; the first is the default. On the hub it is the one that `hub` names.
         read: reads the items of (folder, language, split).
-        hub: where it is on the hub; None where it is not.
+        hub: where it is on the hub, from where it is read without a DATA_DIR; None where it is not.
         source: where the files for DATA_DIR can be had.
         read_english: reads the English of (folder, language, split); None where it is `read` of "en".
         complete: whether every language has every English item, so that a language with fewer is a file cut short.
@@ -126,7 +104,7 @@ _ALL = (
         chance=0.0,
         splits=("validation",),
         read=readers.read_xquad,
-        hub=Hub("google/xquad", "xquad.{language}", "validation"),
+        hub=Hub("google/xquad", "xquad.{language}", "validation", hub.xquad),
         source="https://github.com/google-deepmind/xquad, as xquad/xquad.<language>.json",
     ),
     Benchmark(
@@ -139,7 +117,7 @@ _ALL = (
         chance=0.0,
         splits=("dev",),
         read=readers.read_mlqa,
-        hub=Hub("facebook/mlqa", "mlqa.{language}.{language}", "test"),
+        hub=Hub("facebook/mlqa", "mlqa.{language}.{language}", "test", hub.mlqa),
         complete=False,
         source="https://github.com/facebookresearch/MLQA, the folder dev of MLQA_V1.zip as mlqa_dev/",
     ),
@@ -153,7 +131,7 @@ _ALL = (
         chance=0.0,
         splits=("test",),
         read=readers.read_mkqa,
-        hub=Hub("apple/mkqa", "mkqa", "train"),
+        hub=Hub("apple/mkqa", "mkqa", "train", hub.mkqa),
         source=f"{_CC_FILES}MKQA/",
     ),
     Benchmark(
@@ -170,6 +148,7 @@ _ALL = (
             "alexandrainst/m_truthfulqa",
             "{language}",
             "val",
+            hub.truthfulqa,
             english=("truthfulqa/truthful_qa", "multiple_choice", "validation"),
         ),
         complete=False,
@@ -186,7 +165,7 @@ _ALL = (
         chance=1 / 3,
         splits=("dev",),
         read=readers.read_xnli,
-        hub=Hub("facebook/xnli", "{language}", "validation"),
+        hub=Hub("facebook/xnli", "{language}", "validation", hub.xnli),
         source="https://github.com/facebookresearch/XNLI, as xnli_dev/dev-<language>.tsv (premise, hypothesis, label)",
     ),
     Benchmark(
@@ -199,7 +178,9 @@ _ALL = (
         chance=1 / 2,
         splits=("val", "test"),
         read=readers.read_xcopa,
-        hub=Hub("cambridgeltl/xcopa", "{language}", "test", english=("aps/super_glue", "copa", "validation")),
+        hub=Hub(
+            "cambridgeltl/xcopa", "{language}", "test", hub.xcopa, english=("aps/super_glue", "copa", "validation")
+        ),
         source="https://github.com/cambridgeltl/xcopa, as xcopa/<split>-<language>.jsonl",
     ),
     Benchmark(
@@ -212,7 +193,7 @@ _ALL = (
         chance=1 / 2,
         splits=("eval",),
         read=readers.read_xstorycloze,
-        hub=Hub("juletxara/xstory_cloze", "{language}", "eval"),
+        hub=Hub("juletxara/xstory_cloze", "{language}", "eval", hub.xstorycloze),
         source=f"{_CC_FILES}XStoryCloze/",
     ),
     Benchmark(
@@ -225,7 +206,7 @@ _ALL = (
         chance=1 / 4,
         splits=("val", "dev", "test"),
         read=readers.read_mmlu,
-        hub=Hub("alexandrainst/m_mmlu", "{language}", "test"),
+        hub=Hub("alexandrainst/m_mmlu", "{language}", "test", hub.mmlu),
         complete=False,
         source="https://github.com/nlp-uoregon/mlmm-evaluation as mmlu/<language>_<split>.json, "
         "English from https://github.com/hendrycks/test as mmlu/en_mmlu.zip",
@@ -277,20 +258,21 @@ def load(
     split: str | None = None,
     english: bool = True,
 ) -> list[Item]:
-    """The items of a benchmark in one language, from the publishers' files, in their order.
+    """The items of a benchmark in one language, in the order of the publishers' files or of the hub's rows.
 
     Args:
         name: a key of `BENCHMARKS`.
         language: one of its languages, such as "vi".
         data_dir: DATA_DIR, the folder that holds xquad/, mlqa_dev/, xnli_dev/, xcopa/, truthfulqa/, mmlu/ and
-            cctuning/. docs/benchmarks.md says which file is where.
-        limit: take the first so many items; the whole file is checked all the same.
-        split: one of the benchmark's splits; its default where None.
-        english: read the English file too and give each item its English counterpart.
+            cctuning/; docs/benchmarks.md says which file is where. The hub where None.
+        limit: take the first so many items; all of them are checked all the same.
+        split: of the files, one of the benchmark's splits; its default where None. The hub's is that of the harness.
+        english: read the English items too and give each item its English counterpart, where there is one.
 
     Raises:
         DataError: a file that is cut, garbled, not this benchmark's, or does not match its golds or its English.
-        PivotuneError: unknown benchmark, language or split; a missing file; no data_dir.
+        PivotuneError: unknown benchmark, language or split; a missing file; a data set that the hub does not give; no
+            data_dir for a benchmark that the hub has not.
     """
     benchmark = benchmark_of(name)
     if language not in benchmark.languages:
@@ -299,21 +281,34 @@ def load(
         )
     if limit is not None:
         check_number("limit", limit, 1, whole=True)
-    split = benchmark.splits[0] if split is None else split
-    check_choice("split", split, benchmark.splits)
+    with_english = english and language != "en"
     if data_dir is None:
-        hub = f" (the harness itself reads {benchmark.hub.of(language)[0]} from the hub)" if benchmark.hub else ""
-        raise PivotuneError(
-            f"data_dir: not given; {name} needs the folder of its files{hub}. Get them from {benchmark.source}"
-        )
-    if not Path(data_dir).is_dir():
-        raise PivotuneError(f"data_dir: {data_dir} is no folder; give the one that holds xquad/, cctuning/ and so on")
-    folder = Folder(Path(data_dir), benchmark.source)
-    items = benchmark.read(folder, language, split)
-    _check_ids(items)
-    if language != "en" and english:
-        items = _with_english(benchmark, items, folder, language, split)
+        items, counterparts = _from_hub(benchmark, language, split, with_english)
+    else:
+        items, counterparts = _from_files(benchmark, language, Path(data_dir), split, with_english)
+    if counterparts is not None:
+        items = _with_english(benchmark, items, counterparts, language)
     return [item for _, item in items[:limit]]
+
+
+def check_data_dir(benchmarks: Iterable[Benchmark], data_dir: str | Path | None) -> None:
+    """Whether all of them can be read, as far as that is known without reading.
+
+    Raises:
+        PivotuneError: data_dir is no folder, or not given, and the hub has not got some of them; the message names all.
+    """
+    if data_dir is not None:
+        if not Path(data_dir).is_dir():
+            raise PivotuneError(
+                f"data_dir: {data_dir} is no folder; give the one that holds xquad/, cctuning/ and so on"
+            )
+        return
+    missing = list(dict.fromkeys(benchmark.name for benchmark in benchmarks if benchmark.hub is None))
+    if missing:
+        raise PivotuneError(
+            f"data_dir: not given, and no data set of the hub holds {', '.join(missing)}: their data are files of "
+            f"CC-Tuning's release. Put {_CC_FILES} into a folder (docs/benchmarks.md), and name that with --data_dir."
+        )
 
 
 def chance_level(items: Iterable[Item]) -> float:
@@ -336,17 +331,46 @@ def _check_ids(items: Sequence[Located]) -> None:
         seen[item.id] = where
 
 
-def _with_english(
-    benchmark: Benchmark, items: list[Located], folder: Folder, language: str, split: str
-) -> list[Located]:
+def _from_hub(
+    benchmark: Benchmark, language: str, split: str | None, with_english: bool
+) -> tuple[list[Located], list[Located] | None]:
+    """The items, and those of English where their ids are shared with it and they are wanted."""
+    check_data_dir([benchmark], None)
+    assert benchmark.hub is not None
+    if split is not None:
+        own = benchmark.hub.of(language)[2]
+        raise PivotuneError(f"split: got {split!r}, but from the hub it is {own!r}; leave it out, or give data_dir.")
+    items = benchmark.hub.items(benchmark.name, language)
+    _check_ids(items)
+    # Where English is another data set, its rows are other questions or in another order.
+    shared = with_english and benchmark.hub.english is None
+    return items, benchmark.hub.items(benchmark.name, "en") if shared else None
+
+
+def _from_files(
+    benchmark: Benchmark, language: str, data_dir: Path, split: str | None, with_english: bool
+) -> tuple[list[Located], list[Located] | None]:
+    """The items, and those of English where they are wanted."""
+    split = benchmark.splits[0] if split is None else split
+    check_choice("split", split, benchmark.splits)
+    check_data_dir([benchmark], data_dir)
+    folder = Folder(data_dir, benchmark.source)
+    items = benchmark.read(folder, language, split)
+    _check_ids(items)
+    if not with_english:
+        return items, None
     if benchmark.read_english is not None:
         found = benchmark.read_english(folder, language, split)
     else:
         found = benchmark.read(folder, "en", split)
-    counterparts = {item.id: item for _, item in found}
     if benchmark.complete and len(items) != len(found):
         problem = f"ends after {len(items)} items, its English after {len(found)} ({found[-1][0]})"
         raise DataError(items[-1][0], "files do not match", problem, "download both again: one may be cut")
+    return items, found
+
+
+def _with_english(benchmark: Benchmark, items: list[Located], found: list[Located], language: str) -> list[Located]:
+    counterparts = {item.id: item for _, item in found}
     exceptions = benchmark.not_parallel.get(language, frozenset())
     return [(where, _joined(where, item, counterparts, exceptions)) for where, item in items]
 

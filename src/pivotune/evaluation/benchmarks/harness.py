@@ -157,7 +157,7 @@ def _mmlu(items: Sequence[Item], language: str, examples: Sequence[Item]) -> Har
 
 
 def _mlqa(items: Sequence[Item], language: str) -> HarnessTask:
-    # The task asks the test split; the rows under that name are those of the development files.
+    # The task asks the test split; from files the rows under that name are those of the development files.
     rows = [
         _row(item, context=item.context, question=item.question, answers={"text": list(item.answers)}) for item in items
     ]

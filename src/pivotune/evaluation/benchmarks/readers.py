@@ -1,13 +1,16 @@
 """One reader per benchmark and publisher's format: files under DATA_DIR -> located items, in the file's order.
 
-A reader gives ("path:line", Item) pairs without `english`; `catalogue.load` joins the languages. The text is the
-publisher's: white space at the ends of free text is stripped, prompts are left as they are.
+A reader gives ("path:line", Item) pairs without `english`; `catalogue.load` joins the languages. Where the hub's rows
+have a shape of their own, the reader makes such rows of its file, and `<benchmark>_items` makes items of both.
+
+The text is the publisher's: white space at the ends of free text is stripped, prompts are left as they are, and so is
+what the harness prints as it stands in its rows.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pivotune.data.report import DataError
@@ -26,6 +29,7 @@ from pivotune.evaluation.benchmarks.items import Item
 from pivotune.evaluation.benchmarks.prompts import instructed_prompt, passage_prompt, question_prompt
 
 Located = tuple[str, Item]
+LocatedRow = tuple[str, dict[str, Any]]
 # (folder, language, split) -> items with their places
 Reader = Callable[[Folder, str, str], list[Located]]
 
@@ -39,21 +43,16 @@ _CHECK = "check that this is the benchmark's file, or download it again"
 
 
 def read_xquad(folder: Folder, language: str, split: str) -> list[Located]:
-    """XQuAD (Artetxe et al., 2020), SQuAD's JSON; the prompt is that of the harness's task xquad_<language>."""
-    asked = _squad(folder, f"xquad/xquad.{language}.json")
-    return [
-        (where, Item(benchmark="xquad", language=language, prompt=passage_prompt(c, q, language), **common))
-        for where, c, q, common in asked
-    ]
+    """XQuAD (Artetxe et al., 2020), SQuAD's JSON, without the white space at the ends of contexts and questions.
+
+    The hub's rows have none either, and the prompt is that of the harness's task xquad_<language>, which reads these.
+    """
+    return xquad_items(_stripped(_squad(folder, f"xquad/xquad.{language}.json")), language)
 
 
 def read_mlqa(folder: Folder, language: str, split: str) -> list[Located]:
-    """MLQA (Lewis et al., 2020), context and question in one language; the harness words its prompt in English."""
-    asked = _squad(folder, f"mlqa_dev/{split}-context-{language}-question-{language}.json")
-    return [
-        (where, Item(benchmark="mlqa", language=language, prompt=passage_prompt(c, q, "en"), **common))
-        for where, c, q, common in asked
-    ]
+    """MLQA (Lewis et al., 2020), context and question in one language, with their white space, as on the hub."""
+    return mlqa_items(_squad(folder, f"mlqa_dev/{split}-context-{language}-question-{language}.json"), language)
 
 
 def read_cc_xquad(folder: Folder, language: str, split: str) -> list[Located]:
@@ -67,18 +66,41 @@ def read_cc_xquad(folder: Folder, language: str, split: str) -> list[Located]:
             (where, _prompted("cc_xquad", language, number, prompt, answers=(_gold_text(gold, place),)))
             for where, number, prompt, place, gold in _cc_pairs(folder, "XQuAD", "split", "ans", language, str)
         ]
-    asked = _squad(folder, f"xquad/xquad.{language}.json")
-    return [
-        (where, Item(benchmark="cc_xquad", language=language, prompt=instructed_prompt(c, q, language), **common))
-        for where, c, q, common in asked
-    ]
+    rows = _stripped(_squad(folder, f"xquad/xquad.{language}.json"))
+    return _passage_items("cc_xquad", rows, language, instructed_prompt, language)
 
 
-def _squad(folder: Folder, relative: str) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """The questions of a SQuAD file: place, context, question, and the fields that every item takes from them.
+def xquad_items(rows: Iterable[LocatedRow], language: str) -> list[Located]:
+    """Of rows with id, context, question and answers, as on the hub."""
+    return _passage_items("xquad", rows, language, passage_prompt, language)
 
-    Without the white space at the ends of contexts and questions, as XQuAD is on the hub, where the harness reads it.
-    """
+
+def mlqa_items(rows: Iterable[LocatedRow], language: str) -> list[Located]:
+    """Of the same rows; the harness words the prompt in English."""
+    return _passage_items("mlqa", rows, language, passage_prompt, "en")
+
+
+def _passage_items(
+    benchmark: str, rows: Iterable[LocatedRow], language: str, prompt: Callable[[str, str, str], str], wording: str
+) -> list[Located]:
+    items = []
+    for where, row in rows:
+        context, question = text(row, "context", where), text(row, "question", where)
+        item = Item(
+            id=text(row, "id", where),
+            benchmark=benchmark,
+            language=language,
+            context=context,
+            question=question,
+            prompt=prompt(context, question, wording),
+            answers=_aliases(row["answers"]["text"], where),
+        )
+        items.append((where, item))
+    return items
+
+
+def _squad(folder: Folder, relative: str) -> Iterator[LocatedRow]:
+    """The questions of a SQuAD file as the hub's rows."""
     path = folder.find(relative)
     articles = records(read_json(path, dict), "data", str(path))
     if not articles:
@@ -89,31 +111,44 @@ def _squad(folder: Folder, relative: str) -> Iterator[tuple[str, str, str, dict[
             for asked in records(paragraph, "qas", f"{path}: article {nth}"):
                 number += 1
                 where = f"{path}: question {number}"
-                context, question = text(paragraph, "context", where).strip(), text(asked, "question", where).strip()
-                answers = _aliases([text(answer, "text", where) for answer in records(asked, "answers", where)], where)
-                common = dict(id=text(asked, "id", where), context=context, question=question, answers=answers)
-                yield where, context, question, common
+                answers = [text(answer, "text", where) for answer in records(asked, "answers", where)]
+                yield where, {**asked, "context": text(paragraph, "context", where), "answers": {"text": answers}}
+
+
+def _stripped(rows: Iterable[LocatedRow]) -> Iterator[LocatedRow]:
+    for where, row in rows:
+        yield where, {**row, **{key: text(row, key, where).strip() for key in ("context", "question")}}
 
 
 def read_xnli(folder: Folder, language: str, split: str) -> list[Located]:
     """XNLI (Conneau et al., 2018): premise, hypothesis and label per line, separated by tabs; no ids."""
-    items = []
-    for number, (where, line) in enumerate(read_lines(folder.find(f"xnli_dev/{split}-{language}.tsv")), start=1):
+    rows = []
+    for where, line in read_lines(folder.find(f"xnli_dev/{split}-{language}.tsv")):
         columns = [column.strip() for column in line.split("\t")]
         if len(columns) != 3 or not all(columns):
             problem = f"{len(columns)} columns ({line[:60]!r}), expected premise, hypothesis and label"
             raise DataError(where, "malformed line", problem, _CHECK)
         premise, hypothesis, label = columns
-        gold = _index(label, XNLI_LABELS, where)
+        rows.append(
+            (where, {"premise": premise, "hypothesis": hypothesis, "label": index_of(label, XNLI_LABELS, where)})
+        )
+    return xnli_items(rows, language)
+
+
+def xnli_items(rows: Iterable[LocatedRow], language: str) -> list[Located]:
+    """Of rows with premise, hypothesis and the number of the label. Their order is the same in every language."""
+    items = []
+    for number, (where, row) in enumerate(rows, start=1):
+        gold = _gold(row, "label", range(len(XNLI_LABELS)), where)
         item = Item(
             id=str(number),
             benchmark="xnli",
             language=language,
-            context=premise,
-            question=hypothesis,
+            context=text(row, "premise", where),
+            question=text(row, "hypothesis", where),
             options=XNLI_LABELS,
             gold=gold,
-            answers=(label,),
+            answers=(XNLI_LABELS[gold],),
         )
         items.append((where, item))
     return items
@@ -127,15 +162,22 @@ def read_xcopa(folder: Folder, language: str, split: str) -> list[Located]:
             labels are withheld there, and the zeros in their place are no golds.
     """
     path = folder.find(f"xcopa/{split}-{language}.jsonl")
+    items = xcopa_items(read_jsonl(path, dict), language)
+    if len(items) >= _ROWS_TO_JUDGE and len({item.gold for _, item in items}) == 1:
+        problem = f"all {len(items)} labels are {items[0][1].gold}, so the golds are withheld"
+        raise DataError(str(path), "no golds", problem, "use split 'val', or the test split from the hub")
+    return items
+
+
+def xcopa_items(rows: Iterable[LocatedRow], language: str) -> list[Located]:
+    """Of the publisher's rows, which are those of the hub."""
     items = []
-    for where, row in read_jsonl(path, dict):
+    for where, row in rows:
         options = (text(row, "choice1", where).strip(), text(row, "choice2", where).strip())
-        gold, number, question = row.get("label"), row.get("idx"), text(row, "question", where)
-        if type(gold) is not int or gold not in (0, 1):
-            raise DataError(where, "bad gold", f"field 'label' is {gold!r}, expected 0 or 1", _CHECK)
+        gold, number, question = _gold(row, "label", range(2), where), row.get("idx"), text(row, "question", where)
         if type(number) is not int:
             raise DataError(where, "bad field", f"field 'idx' is {number!r}, expected a number", _CHECK)
-        _index(question, ("cause", "effect"), where)
+        index_of(question, ("cause", "effect"), where)
         item = Item(
             id=str(number),
             benchmark="xcopa",
@@ -147,9 +189,6 @@ def read_xcopa(folder: Folder, language: str, split: str) -> list[Located]:
             answers=(options[gold],),
         )
         items.append((where, item))
-    if len(items) >= _ROWS_TO_JUDGE and len({item.gold for _, item in items}) == 1:
-        problem = f"all {len(items)} labels are {items[0][1].gold}, so the golds are withheld"
-        raise DataError(str(path), "no golds", problem, "use split 'val', or the test split from the hub")
     return items
 
 
@@ -180,19 +219,22 @@ def read_truthfulqa(folder: Folder, language: str, split: str) -> list[Located]:
             continue
         if len(options) < 2:
             raise DataError(where, "bad field", "no incorrect answer differs from the best one", _CHECK)
-        gold = number % len(options)
-        options = options[-gold:] + options[:-gold] if gold else options
-        item = Item(
-            id=str(number),
-            benchmark="truthfulqa",
-            language=language,
-            question=text(record, "question", where).strip(),
-            options=tuple(options),
-            gold=gold,
-            answers=(best,),
-        )
-        items.append((where, item))
+        items.append((where, mc1_item(str(number), number, text(record, "question", where), options, language)))
     return items
+
+
+def mc1_item(key: str, number: int, question: str, options: Sequence[str], language: str) -> Item:
+    """A question of TruthfulQA with this id; of `options` the first is right, and is rotated to `number` modulo all."""
+    gold = number % len(options)
+    return Item(
+        id=key,
+        benchmark="truthfulqa",
+        language=language,
+        question=question.strip(),
+        options=(*options[len(options) - gold :], *options[: len(options) - gold]),
+        gold=gold,
+        answers=(options[0],),
+    )
 
 
 def _translated_id(record: dict[str, Any], where: str) -> int:
@@ -209,20 +251,34 @@ def read_mmlu(folder: Folder, language: str, split: str) -> list[Located]:
     The id is subject/split/row, the row counted from 0 in the English file.
     """
     if language == "en":
-        return list(_english_mmlu(folder, split))
+        return mmlu_items(_english_mmlu(folder, split), language, split)
+    return mmlu_items(read_records(folder.find(f"mmlu/{language}_{split}.json")), language, split)
+
+
+def mmlu_items(rows: Iterable[LocatedRow], language: str, split: str) -> list[Located]:
+    """Of Okapi's rows, which are those of the hub. Options keep their white space: the harness prints them so."""
     items = []
-    for where, record in read_records(folder.find(f"mmlu/{language}_{split}.json")):
-        key = text(record, "id", where)
+    for where, row in rows:
+        key, answer = text(row, "id", where), text(row, "answer", where)
         if not re.fullmatch(rf"\w+/{split}/\d+", key):
             problem = f"field 'id' is {key!r}, expected '<subject>/{split}/<row>'"
             raise DataError(where, "bad field", problem, _CHECK)
-        options = [text(record, f"option_{letter}", where) for letter in "abcd"]
-        question, answer = text(record, "instruction", where), text(record, "answer", where)
-        items.append((where, _mmlu_item(key, language, question, options, answer, where)))
+        item = Item(
+            id=key,
+            benchmark="mmlu",
+            language=language,
+            question=text(row, "instruction", where).strip(),
+            subject=key.split("/")[0],
+            options=tuple(text(row, f"option_{letter}", where, empty=True) for letter in "abcd"),
+            labels=LETTERS,
+            gold=index_of(answer, LETTERS, where),
+            answers=(answer,),
+        )
+        items.append((where, item))
     return items
 
 
-def _english_mmlu(folder: Folder, split: str) -> Iterator[Located]:
+def _english_mmlu(folder: Folder, split: str) -> Iterator[LocatedRow]:
     path = folder.find("mmlu/en_mmlu.zip")
     for file, name, rows in read_zipped_csv(path, f"data/{split}"):
         subject = name.removesuffix(f"_{split}")
@@ -231,38 +287,30 @@ def _english_mmlu(folder: Folder, split: str) -> Iterator[Located]:
             if len(row) != 6 or not all(cell.strip() for cell in row):
                 problem = f"{len(row)} cells, expected a question, four options and a letter, none empty"
                 raise DataError(where, "malformed line", problem, _CHECK)
-            yield where, _mmlu_item(f"{subject}/{split}/{number}", "en", row[0], row[1:5], row[5], where)
-
-
-def _mmlu_item(key: str, language: str, question: str, options: Sequence[str], answer: str, where: str) -> Item:
-    return Item(
-        id=key,
-        benchmark="mmlu",
-        language=language,
-        question=question.strip(),
-        subject=key.split("/")[0],
-        options=tuple(option.strip() for option in options),
-        labels=LETTERS,
-        gold=_index(answer, LETTERS, where),
-        answers=(answer,),
-    )
+            columns = ("instruction", "option_a", "option_b", "option_c", "option_d", "answer")
+            yield where, {"id": f"{subject}/{split}/{number}", **dict(zip(columns, row, strict=True))}
 
 
 def read_mkqa(folder: Folder, language: str, split: str) -> list[Located]:
     """The 1,000 MKQA questions (Longpre et al., 2021) of CC-Tuning's files, without their prompt, in ours."""
-    items = []
-    for where, number, prompt, place, golds in _cc_pairs(folder, "MKQA", "split_sample", "ans_sample", language, list):
-        question = _mkqa_question(prompt, where)
-        item = Item(
-            id=number,
-            benchmark="mkqa",
-            language=language,
-            question=question,
-            prompt=question_prompt(question, language),
-            answers=_aliases(golds, place),
+    return [
+        (where, mkqa_item(number, _mkqa_question(prompt, where), golds, language, place))
+        for where, number, prompt, place, golds in _cc_pairs(
+            folder, "MKQA", "split_sample", "ans_sample", language, list
         )
-        items.append((where, item))
-    return items
+    ]
+
+
+def mkqa_item(key: str, question: str, answers: Sequence[str], language: str, where: str) -> Item:
+    """A question of MKQA; `where` is the place of its answers."""
+    return Item(
+        id=key,
+        benchmark="mkqa",
+        language=language,
+        question=question,
+        prompt=question_prompt(question, language),
+        answers=_aliases(answers, where),
+    )
 
 
 def read_cc_mkqa(folder: Folder, language: str, split: str) -> list[Located]:
@@ -288,18 +336,23 @@ def read_xstorycloze(folder: Folder, language: str, split: str) -> list[Located]
     items = []
     for where, number, prompt, place, gold in _cc_pairs(folder, "XStoryCloze", "split", "ans", language, str):
         story, options = _split_options(prompt, ("1", "2"), where)
-        index = _index(gold, ("1", "2"), place)
-        item = Item(
-            id=number,
-            benchmark="xstorycloze",
-            language=language,
-            context=_respaced(story),
-            options=options,
-            gold=index,
-            answers=(options[index],),
+        items.append(
+            (where, story_item(number, _respaced(story), options, index_of(gold, ("1", "2"), place), language))
         )
-        items.append((where, item))
     return items
+
+
+def story_item(key: str, story: str, endings: tuple[str, ...], gold: int, language: str) -> Item:
+    """A story of XStoryCloze with its two endings."""
+    return Item(
+        id=key,
+        benchmark="xstorycloze",
+        language=language,
+        context=story,
+        options=endings,
+        gold=gold,
+        answers=(endings[gold],),
+    )
 
 
 # A sentence's end, closing marks included, with the next sentence right behind it. A full stop ends none within a
@@ -360,7 +413,7 @@ def _cc_choices(
     items = []
     for where, number, prompt, place, gold in _cc_pairs(folder, name, split, golds, language, str):
         question, options = _split_options(prompt, labels, where)
-        common = dict(question=question, options=options, labels=labels, gold=_index(gold, labels, place))
+        common = dict(question=question, options=options, labels=labels, gold=index_of(gold, labels, place))
         items.append((where, _prompted(benchmark, language, number, prompt, answers=(gold,), **common)))
     return items
 
@@ -399,11 +452,20 @@ def _split_options(prompt: str, labels: tuple[str, ...], where: str) -> tuple[st
     return rest.strip(), tuple(options)
 
 
-def _index(label: str, labels: Sequence[str], where: str) -> int:
+def index_of(label: str, labels: Sequence[str], where: str) -> int:
     if label not in labels:
         problem = f"{label!r} is none of {', '.join(map(repr, labels))}"
         raise DataError(where, "gold outside the options", problem, _CHECK)
     return labels.index(label)
+
+
+def _gold(row: Mapping[str, Any], key: str, allowed: range, where: str) -> int:
+    """The field `key`, which must be a number in `allowed`."""
+    gold = row.get(key)
+    if type(gold) is not int or gold not in allowed:
+        problem = f"field {key!r} is {gold!r}, expected {' or '.join(map(str, allowed))}"
+        raise DataError(where, "bad gold", problem, _CHECK)
+    return gold
 
 
 def _aliases(answers: Any, where: str) -> tuple[str, ...]:
