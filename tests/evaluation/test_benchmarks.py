@@ -337,6 +337,7 @@ DEFECTS: dict[str, tuple[str, Callable[[Path], tuple[str, ...]]]] = {
     "gold kind": ("cc_xnli", edited(GOLD, '"3"', "3", ":2:", "expected a text")),
     "no option": ("cc_xnli", edited(CC, "(2)", "2.", ":1: wrong file", "no option (2)")),
     "no alias": ("cc_mkqa", edited("cctuning/MKQA/ans_sample/ar.json", '["3.0"]', "[]", ":2: bad gold")),
+    "empty option": ("mmlu", edited("mmlu/vi_val.json", '" vi a"', '" "', "'option_a'")),
     "empty alias": ("mkqa", edited("cctuning/MKQA/ans_sample/ar.json", '"3.0"', '""', ":2: bad gold")),
     "no question": ("mkqa", edited("cctuning/MKQA/split_sample/ar.json", "\\n\\nAnswer", "", ":1: wrong file")),
     "empty summary": ("cc_xlsum", edited("cctuning/XLSum/ans_sample/ar.json", '"s"', '""', ":1: bad gold")),

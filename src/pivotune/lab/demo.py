@@ -94,12 +94,11 @@ def demo(output: str = "runs/demo", languages: str = "zh,vi,ar,sw", epochs: floa
         if setting is not BASE:
             print(f"\n{title}: fine-tuning ...")
             model = _train(setting, training, folder / title.replace(", ", "_").replace(" ", "_"), epochs, seed)
-        found = examine(model, {"heldout": questions}, questions)
+        found = examine(model, {"heldout": questions}, questions, connections=("matrix", "english"))
         for mode, answers in found["answers"]["heldout"].items():
-            if setting.cc_tuning is None or mode != "none":
-                scores[title + ASKED[mode]] = {
-                    language: Score(sum(of["right"]), len(of["right"])) for language, of in answers.items()
-                }
+            scores[title + ASKED[mode]] = {
+                language: Score(sum(of["right"]), len(of["right"])) for language, of in answers.items()
+            }
         inside[title] = _supervised(found["inside"], layers)
     _report(folder, scores, inside, layers, {"seed": seed, "epochs": epochs})
     seconds = time.monotonic() - started

@@ -67,13 +67,19 @@ def run_config(setting: Setting, base: str | Path, data: Path, output: Path, **t
     )
 
 
-def examine(model_folder: str | Path, questions: Mapping[str, Questions], inside: Questions | None) -> dict[str, Any]:
+def examine(
+    model_folder: str | Path,
+    questions: Mapping[str, Questions],
+    inside: Questions | None,
+    connections: Sequence[Mode] = MODES,
+) -> dict[str, Any]:
     """Ask a trained row, or the base model, everything.
 
     Args:
-        model_folder: of a run or a model. A connected one is asked with its matrix, with English and with neither.
+        model_folder: of a run or a model.
         questions: by split.
         inside: the pairs to look inside with; None for not at all. At most `INSIDE_PAIRS` of each language are read.
+        connections: how a connected run is asked; others are asked as they are.
 
     Returns:
         answers: split -> mode -> language -> {items, right, given}. inside: language -> name -> one number per layer.
@@ -81,9 +87,10 @@ def examine(model_folder: str | Path, questions: Mapping[str, Questions], inside
     """
     opened = load_run(model_folder, dtype=torch.float32, device="cpu")
     model, tokenizer = opened.model, opened.tokenizer
-    trained, connection, modes = opened.connection_tensors(), None, MODES[:1]
+    modes: Sequence[Mode] = ("none",)
+    trained, connection = opened.connection_tensors(), None
     if trained is not None:
-        connection, modes = Connection(model, *trained), MODES
+        connection, modes = Connection(model, *trained), connections
         connect(model, connection, "none")
     answers = {
         split: {mode: ask(model, tokenizer, asked, mode) for mode in modes} for split, asked in questions.items()

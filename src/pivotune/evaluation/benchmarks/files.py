@@ -110,10 +110,10 @@ def read_zipped_csv(path: Path, folder: str) -> Iterator[tuple[str, str, list[li
         raise DataError(str(path), "wrong file", f"the archive has no {folder}/*.csv", _AGAIN)
 
 
-def text(record: Mapping[str, Any], key: str, where: str, *, empty: bool = False) -> str:
-    """The field `key`, which must be a string, with something in it unless it may be `empty`; white space is kept."""
+def text(record: Mapping[str, Any], key: str, where: str) -> str:
+    """The field `key`, which must be a string with something in it; white space at its ends is kept."""
     value = record.get(key)
-    if not isinstance(value, str) or not (empty or value.strip()):
+    if not isinstance(value, str) or not value.strip():
         found = "is missing" if key not in record else f"is {value!r}"
         raise DataError(where, "bad field", f"field {key!r} {found}, expected some text", _AGAIN)
     return value

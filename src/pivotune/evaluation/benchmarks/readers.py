@@ -269,7 +269,7 @@ def mmlu_items(rows: Iterable[LocatedRow], language: str, split: str) -> list[Lo
             language=language,
             question=text(row, "instruction", where).strip(),
             subject=key.split("/")[0],
-            options=tuple(text(row, f"option_{letter}", where, empty=True) for letter in "abcd"),
+            options=tuple(text(row, f"option_{letter}", where) for letter in "abcd"),
             labels=LETTERS,
             gold=index_of(answer, LETTERS, where),
             answers=(answer,),
