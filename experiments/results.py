@@ -7,7 +7,7 @@ Every number of RESULTS.md is inside a section that this file writes, and every 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
@@ -64,9 +64,7 @@ class Row:
             for result in self.results:
                 found = result["answers"][split][self.mode][language]
                 for name, answer in zip(found["items"], found["given"], strict=True):
-                    own, english = gold[language][name]
-                    said = (answer == own, answer == english, answer in others, True)
-                    shares[KINDS[said.index(True)]] += 1 / len(found["items"])
+                    shares[kind_of(answer, gold[language][name], others)] += 1 / len(found["items"])
         return {kind: share / (len(languages) * len(self.results)) for kind, share in shares.items()}
 
     def _of(self, split: str, language: str) -> tuple[list[str], np.ndarray]:
@@ -74,6 +72,13 @@ class Row:
         if any(one["items"] != found[0]["items"] for one in found):
             raise PivotuneError(f"{self.label}: its seeds were asked different items.")
         return found[0]["items"], np.array([one["right"] for one in found], dtype=np.float64)
+
+
+def kind_of(answer: str, right: tuple[str, str], others: Collection[str]) -> str:
+    """One of `KINDS`. `right`: in the language and in English; `others`: all answers in the language."""
+    own, english = right
+    said = (answer == own, answer == english, answer in others, True)
+    return KINDS[said.index(True)]
 
 
 def rows_of(setting: Setting, results: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -247,7 +252,7 @@ def layers(
         p = statistics.crossed_test(held[pair], held[picked])
         verdict = "within the interval of" if gap.low <= 0 else "below"
         verdicts.append(
-            f"* {_pair(pair)}, {what}: {_percent(statistics.interval(held[pair]))}. It leads the rule's pair by "
+            f"* {_pair(pair)}, {what}: {percent(statistics.interval(held[pair]))}. It leads the rule's pair by "
             f"{_points(gap)} points, p (method) {_p(p)}: the rule's pair is **{verdict}** it."
         )
     curve = choice.curves["target"]
@@ -275,7 +280,7 @@ def layers(
             f"({'two drops found' if choice.found else 'the fallback'}{confidence}).",
             f"Exact match in percent on held-out facts, {ALL}, by the two layers:",
             matrix,
-            f"The rule's pair scores {_percent(statistics.interval(held[picked]))}, rank {rank} of {len(pairs)}; the "
+            f"The rule's pair scores {percent(statistics.interval(held[picked]))}, rank {rank} of {len(pairs)}; the "
             f"median pair scores {100 * median(means['heldout'].values()):.1f}.",
             "\n".join(verdicts),
         ]
@@ -294,7 +299,7 @@ _COMPARISON_NOTE = (
 
 def _scores(rows: Sequence[Row], columns: Sequence[str], languages: Sequence[str], split: str) -> str:
     body = [
-        [row.label, *(_percent(statistics.interval(row.answers(split, column, languages))) for column in columns)]
+        [row.label, *(percent(statistics.interval(row.answers(split, column, languages))) for column in columns)]
         for row in rows
     ]
     return table(["", *columns], body, markdown=True)
@@ -512,7 +517,7 @@ def _heat_map(score: Mapping[tuple[int, int], float], picked: tuple[int, int], p
 # Numbers -------------------------------------------------------------------------------------------------------------
 
 
-def _percent(value: Interval) -> str:
+def percent(value: Interval) -> str:
     mean, low, high = (f"{100 * part:.1f}" for part in value)
     return f"{mean} [{low}, {high}]"
 

@@ -18,7 +18,7 @@ from scipy import stats
 
 from pivotune.evaluation.statistics import crossed_test, holm
 
-__all__ = ["Interval", "crossed_test", "difference", "holm", "interval", "macro", "over_seeds", "sign_flip"]
+__all__ = ["Interval", "crossed_test", "difference", "holm", "interval", "macro", "over_seeds", "ratio", "sign_flip"]
 
 RESAMPLES = 10_000
 FLIPS = 9_999
@@ -59,6 +59,15 @@ def interval(right_SF: np.ndarray) -> Interval:
     """
     right_SF = np.asarray(right_SF, dtype=np.float64)
     return _percentiles(float(right_SF.mean()), _resampled(right_SF))
+
+
+def ratio(right_SF: np.ndarray, weight_F: np.ndarray) -> Interval:
+    """`interval` of a table from `macro` whose languages have not all been asked the same items: a resample that holds
+    more of the items of many languages would otherwise count as a better score. `weight_F`: the same table of ones."""
+    weights_1F = np.asarray(weight_F, dtype=np.float64)[None]
+    right_SF = np.asarray(right_SF, dtype=np.float64)
+    mean_B = _resampled(right_SF) / _resampled(np.repeat(weights_1F, len(right_SF), axis=0))
+    return _percentiles(float(right_SF.mean() / weights_1F.mean()), mean_B)
 
 
 def difference(right_SF: np.ndarray, other_SF: np.ndarray) -> Interval:

@@ -204,11 +204,16 @@ def mixed_statement(fact: Fact, frame: str, subject: str, value: str, k: int = 0
     return text[0].upper() + text[1:]
 
 
-def mixed_turn(fact: Fact, frame: str, subject: str, value: str, k: int = 0) -> str:
-    """The fact's `k`-th question in its scaffold, with its answer, mixed in the same way."""
+def mixed_prompt(fact: Fact, frame: str, subject: str, k: int = 0) -> str:
+    """The fact's `k`-th question in its scaffold, with the subject's name in a language of its own."""
     ways = QUESTIONS[frame][fact.relation]
     question = ways[k % len(ways)].format(s=in_sentence(fact.territory, fact.subject_names, subject, frame))
-    return f"{SCAFFOLD[frame].format(q=question)} {fact.value_names[value]}"
+    return SCAFFOLD[frame].format(q=question)
+
+
+def mixed_turn(fact: Fact, frame: str, subject: str, value: str, k: int = 0) -> str:
+    """The question of `mixed_prompt` with its answer, whose name is in a language of its own too."""
+    return f"{mixed_prompt(fact, frame, subject, k)} {fact.value_names[value]}"
 
 
 def in_sentence(code: str, names: Mapping[str, str], language: str, frame: str) -> str:

@@ -1,0 +1,527 @@
+"""Where is a held-out question lost, and could English have helped? The lab's rows taken apart.
+
+    python -m experiments.bottleneck [--seeds 3] [--workers 2] [--results RESULTS.md]
+
+Four questions, each answered by an intervention on trained models:
+
+* links: is a step missing (the subject's name, the fact, the value's name), or do known steps not follow each other?
+* reading: is the English answer known in the middle and not said, or not known? Every layer is asked for it.
+* patches: what of the English pass carries the answer at the last token, the only place that CC-Tuning connects?
+* connections: does a connected model listen to the English question, and to which?
+
+The same rows, rates and seeds as in the grids of `experiments.lab`; held-out facts, nothing is chosen on them here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch counts the cores: a model is asked on one thread
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from experiments import results, statistics
+from experiments.cells import Cell, Lab, environment, read_result, trained, write_result
+from experiments.lab import RATES, chosen_rate
+from experiments.results import ALL, KINDS, kind_of
+from experiments.tasks import shuffled
+from pivotune.anatomy import Anatomy
+from pivotune.checkpoint import load_run
+from pivotune.connection import Connection, connect
+from pivotune.errors import PivotuneError
+from pivotune.lab.base import base_path
+from pivotune.lab.settings import ANSWER_TOKENS, BASE, EPOCHS, TFT, Setting, by_name
+from pivotune.lab.templates import LANGUAGES, MEANING, SCAFFOLD
+from pivotune.lab.trial import Record, ask, item
+from pivotune.lab.world import Fact, World, mixed_prompt
+from pivotune.tables import table
+
+BATCH = 64
+LOGITS, FEATURE, CC = by_name("logits"), by_name("feature"), by_name("CC")
+ASKED: Mapping[str, Sequence[str]] = {
+    BASE.name: ("links", "reading", "patches"),
+    TFT.name: ("links", "reading", "patches"),
+    LOGITS.name: ("links", "reading"),
+    FEATURE.name: ("links",),
+    CC.name: ("links", "connections"),
+}
+"""What each row is asked; a patch and a connection say little of a row that is not made for them."""
+
+WHOLE = "question, subject, answer: own language"
+LINKS = {
+    "fact": "all in English: the fact itself",
+    "subject": "what does the subject's name mean in English?",
+    "value": "what is the value's English name in the language? (called alike: right)",
+    "foreign subject": "English question about the subject's own name",
+    "foreign frame": "own question about the subject's English name",
+    "whole": WHOLE,
+}
+PARTS = ("attention", "feed_forward")
+
+Given = dict[str, list[str]]
+"""By language, the answers to its held-out facts, in their order."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model of this experiment: a row and a seed."""
+
+    setting: Setting
+    seed: int
+
+    def cell(self, lab: Lab) -> Cell:
+        setting = self.setting.at_layers(lab.layers)
+        rate = 0.0 if setting.method == "none" else chosen_rate(setting, lab, RATES)
+        return Cell(setting, rate, self.seed, "steps", EPOCHS, ("heldout",))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.bottleneck",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="training runs of each row")
+    parser.add_argument("--workers", type=int, default=2, help="processes, each on one thread")
+    parser.add_argument("--folder", type=Path, default=Path("runs/bottleneck"), help="where results are kept")
+    parser.add_argument("--results", type=Path, help="file to write the section to, e.g. RESULTS.md")
+    options = parser.parse_args(given)
+    lab = Lab(str(base_path()), "facts", tuple(LANGUAGES[1:]))
+    subjects = [
+        Subject(setting, seed)
+        for setting in (BASE, TFT, LOGITS, FEATURE, CC)
+        for seed in range(1 if setting is BASE else options.seeds)
+    ]
+    where = environment()
+    with ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for subject, _ in zip(subjects, pool.map(partial(measure, options.folder, where), subjects), strict=True):
+            print(f"{subject.setting.name}, seed {subject.seed}", flush=True)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for subject in subjects:
+        result = read_result(options.folder, lab.key(subject.cell(lab)))
+        assert result is not None
+        found.setdefault(subject.setting.name, []).append(result)
+    every = [result for some in found.values() for result in some]
+    head = [
+        f"    {shlex.join(['python', '-m', 'experiments.bottleneck', *given])}",
+        "",
+        f"* commit: {'; '.join(sorted({one['commit'] for one in every}))}; base model {lab.base_hash[:12]}",
+        f"* {', '.join(f'{name} {v}' for name, v in where['versions'].items())}; {where['machine']}",
+        f"* seeds: {options.seeds} of each row; held-out facts of which the subject has a name of its own: "
+        + ", ".join(f"{language} {len(some)}" for language, some in facts(lab.languages).items()),
+    ]
+    section = "\n".join(head) + "\n\n" + render(found, lab)
+    print(f"\n{section}")
+    if options.results:
+        results.write_section(options.results, "bottleneck", section)
+    return 0
+
+
+# Asking --------------------------------------------------------------------------------------------------------------
+
+
+def measure(folder: Path, where: Mapping[str, Any], subject: Subject) -> None:
+    """Train a row and ask it; what has a result already is left."""
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    lab = _lab()
+    cell = subject.cell(lab)
+    key = lab.key(cell)
+    if read_result(folder, key) is not None:
+        return
+    place = folder / "work" / key
+    shutil.rmtree(place, ignore_errors=True)  # of a run that was interrupted
+    place.mkdir(parents=True)
+    run = load_run(
+        lab.base if subject.setting is BASE else str(trained(lab, cell, place)), dtype=torch.float32, device="cpu"
+    )
+    anatomy = Anatomy(run.model)
+    parts: dict[str, Callable[[], dict[str, Given]]] = {
+        "links": lambda: links(run.model, run.tokenizer),
+        "reading": lambda: reading(anatomy, run.tokenizer),
+        "patches": lambda: patches(anatomy, run.tokenizer),
+        "connections": lambda: connections(run, lab),
+    }
+    with torch.inference_mode():
+        found = {name: parts[name]() for name in ASKED[subject.setting.name]}
+    write_result(folder, key, {"row": subject.setting.name, "seed": subject.seed, **where, **found})
+    shutil.rmtree(place)
+
+
+@lru_cache(maxsize=1)
+def _lab() -> Lab:
+    return Lab(str(base_path()), "facts", tuple(LANGUAGES[1:]))
+
+
+@lru_cache(maxsize=1)
+def _world() -> World:
+    return World.build()
+
+
+def facts(languages: Sequence[str]) -> dict[str, list[Fact]]:
+    """The held-out facts of each language whose subject it does not call by the English name."""
+    return {
+        language: [fact for fact in _world().heldout(language) if _foreign(fact, language)] for language in languages
+    }
+
+
+def _foreign(fact: Fact, language: str) -> bool:
+    return fact.subject_names[language] != fact.subject_names["en"]
+
+
+def links(model: Any, tokenizer: Any) -> dict[str, Given]:
+    """Each step from a question to its answer asked by itself, and the whole."""
+    asked = {
+        name: {
+            language: answer(model, tokenizer, [link_of(name, fact, language)[0] for fact in some])
+            for language, some in facts(LANGUAGES[1:]).items()
+        }
+        for name in LINKS
+    }
+    return asked
+
+
+def link_of(name: str, fact: Fact, language: str) -> tuple[str, str]:
+    """Prompt and right answer of a link."""
+    k = _index()[fact.id]
+    subject, value = fact.subject_names, fact.value_names
+    if name == "fact":
+        return mixed_prompt(fact, "en", "en", k), value["en"]
+    if name == "subject":
+        return SCAFFOLD["en"].format(q=MEANING["en"].format(x=subject[language])), subject["en"]
+    if name == "value":
+        return SCAFFOLD[language].format(q=MEANING[language].format(x=value["en"])), value[language]
+    if name == "foreign subject":
+        return mixed_prompt(fact, "en", language, k), value["en"]
+    if name == "foreign frame":
+        return mixed_prompt(fact, language, "en", k), value[language]
+    return mixed_prompt(fact, language, language, k), value[language]
+
+
+@lru_cache(maxsize=1)
+def _index() -> dict[str, int]:
+    """The wording of a fact's question, as `World.examples` rotates it."""
+    return {fact.id: k for k, fact in enumerate(_world().facts)}
+
+
+def reading(anatomy: Anatomy, tokenizer: Any) -> dict[str, Given]:
+    """The answer that the output head reads behind each layer, after the own and after the English question.
+
+    Layers 1..l with the final norm and the head are a language model of their own: it is this one that English
+    thinking trains at l = j, so it is asked as any other.
+    """
+    found: dict[str, Given] = {}
+    for layer in range(1, anatomy.num_layers + 1):
+        with anatomy.truncated(layer):
+            for name, link in (("own", "whole"), ("English", "fact")):
+                found[f"{name}, layer {layer}"] = {
+                    language: answer(anatomy.lm, tokenizer, [link_of(link, fact, language)[0] for fact in some])
+                    for language, some in facts(LANGUAGES[1:]).items()
+                }
+    return found
+
+
+def patches(anatomy: Anatomy, tokenizer: Any) -> dict[str, Given]:
+    """The own question with parts of the English pass put in at the last token, and the English one with parts
+    taken out there (their mean over the questions of the batch stands in)."""
+    layers = range(1, anatomy.num_layers + 1)
+    everywhere = {part: [(part, layer) for layer in layers] for part in PARTS}
+    put: dict[str, list[tuple[str, int]]] = {
+        "nothing": [],
+        "feed-forward outputs, all layers": everywhere["feed_forward"],
+        "attention outputs, all layers": everywhere["attention"],
+        **{f"everything up to layer {layer}": [("residual", layer)] for layer in layers},
+    }
+    found: dict[str, Given] = {}
+    for language, some in facts(LANGUAGES[1:]).items():
+        for start in range(0, len(some), BATCH):
+            batch = some[start : start + BATCH]
+            own, english = ([link_of(link, fact, language)[0] for fact in batch] for link in ("whole", "fact"))
+            with _Last(anatomy) as last:
+                answer(anatomy.lm, tokenizer, english, max_new_tokens=1)
+            for name, places in put.items():
+                with _Last(anatomy, {place: last.seen[place] for place in places}):
+                    said = answer(anatomy.lm, tokenizer, own)
+                found.setdefault(name, {}).setdefault(language, []).extend(said)
+            for part in PARTS:
+                means = {place: last.seen[place].mean(dim=0, keepdim=True) for place in everywhere[part]}
+                with _Last(anatomy, means):
+                    said = answer(anatomy.lm, tokenizer, english)
+                name = f"English question without its {part.replace('_', '-')} outputs"
+                found.setdefault(name, {}).setdefault(language, []).extend(said)
+    return found
+
+
+class _Last:
+    """Reads, and where told so replaces, what the modules give at the prompt's last token (prompts padded left).
+
+    Args:
+        anatomy: of the lab's model, whose layers call their attention `self_attn`.
+        put: (part, layer) -> (B, d) or (1, d), in place of the module's own output; part is attention, feed_forward
+            or residual (the layer's output).
+    """
+
+    def __init__(self, anatomy: Anatomy, put: Mapping[tuple[str, int], Tensor] | None = None):
+        self.anatomy, self.put = anatomy, put or {}
+        self.seen: dict[tuple[str, int], Tensor] = {}
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> _Last:
+        for layer in range(1, self.anatomy.num_layers + 1):
+            modules: dict[str, nn.Module] = {
+                "attention": self.anatomy.layer(layer).self_attn,  # type: ignore[dict-item]
+                "feed_forward": self.anatomy.feed_forward(layer),
+                "residual": self.anatomy.layer(layer),
+            }
+            for part, module in modules.items():
+                handle = module.register_forward_hook(partial(self._hook, (part, layer)))
+                self._hooks.callback(handle.remove)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._hooks.close()
+
+    def _hook(self, place: tuple[str, int], module: nn.Module, args: Any, output: Any) -> Any:
+        out_BTd = output[0] if isinstance(output, tuple) else output
+        if out_BTd.shape[1] == 1:
+            return None  # a token of the answer
+        self.seen[place] = out_BTd[:, -1].clone()
+        if place not in self.put:
+            return None
+        changed_BTd = out_BTd.clone()
+        changed_BTd[:, -1] = self.put[place]
+        return (changed_BTd, *output[1:]) if isinstance(output, tuple) else changed_BTd
+
+
+def connections(run: Any, lab: Lab) -> dict[str, Given]:
+    """A connected model without English, with its matrix, with the English question, and with that of another one."""
+    trained_parts = run.connection_tensors()
+    assert trained_parts is not None
+    connect(run.model, Connection(run.model, *trained_parts), "none")
+    own = {language: _records(lab, language) for language in lab.languages}
+    other = {language: shuffled(records, seed=0) for language, records in own.items()}
+    modes: dict[str, tuple[Any, Mapping[str, Sequence[Record]]]] = {
+        "no connection": ("none", own),
+        "Transform Matrix": ("matrix", own),
+        "the English question": ("english", own),
+        "the English of another question": ("english", other),
+    }
+    return {
+        name: {language: found["given"] for language, found in ask(run.model, run.tokenizer, records, mode).items()}
+        for name, (mode, records) in modes.items()
+    }
+
+
+def _records(lab: Lab, language: str) -> list[Record]:
+    wanted = {fact.id for fact in facts([language])[language]}
+    return [record for record in lab.task.examples("heldout", language) if item(record) in wanted]
+
+
+def answer(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int = ANSWER_TOKENS) -> list[str]:
+    """Greedy answers, in the order of the prompts."""
+    said: list[str] = []
+    for start in range(0, len(prompts), BATCH):
+        inputs = tokenizer(
+            prompts[start : start + BATCH],
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            return_token_type_ids=False,
+        )
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        texts = tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+        said += [text.strip() for text in texts]
+    return said
+
+
+# Telling -------------------------------------------------------------------------------------------------------------
+
+
+def render(found: Mapping[str, Sequence[Mapping[str, Any]]], lab: Lab) -> str:
+    """Four tables, a sentence on how to read each."""
+    of_language = facts(lab.languages)
+    parts = [
+        "### Links",
+        f"Percent right, {ALL} [95 % interval over seeds and facts]. Last two rows: of the questions whose steps "
+        "hold, each asked by itself: what is missing there is no step, but that they follow each other.",
+        _links(found, of_language),
+        "### Every layer, asked for the answer",
+        "Percent of the answers that the output head reads behind layers 1 to l, right in English: after the own "
+        f"question, and after the English one. {ALL.capitalize()}, mean over seeds.",
+        _reading(found, of_language, lab.num_layers),
+        "Thought: right in English, read behind layer j. Said: right in the language, at the end. Percent of the "
+        "questions, mean over languages and seeds.",
+        _thought(found, of_language, lab.layers[1]),
+        "### What of the English pass carries the answer",
+        "The model is given its own question; at the prompt's last token parts of the pass over the English question "
+        "take the place of its own. Below, English questions without one part's outputs at the last token. Percent of "
+        f"the answers, {ALL}, mean over seeds.",
+        *(f"{row}:\n\n{_patches(found[row], of_language)}" for row in (BASE.name, TFT.name)),
+        "### What a connected model listens to",
+        f"Row: {CC.name}. Percent of the answers, {ALL}, mean over seeds. Last column: the answer to the question "
+        "whose English was lent, in the language.",
+        _connections(found[CC.name], lab),
+    ]
+    return "\n\n".join(parts)
+
+
+def _right(given: Given, link: str, of_language: Mapping[str, Sequence[Fact]]) -> dict[str, np.ndarray]:
+    """(F,) per language: whether each link holds. The value's does where it is called alike: no text names it."""
+
+    def holds(said: str, fact: Fact, language: str) -> bool:
+        alike = link == "value" and fact.value_names[language] == fact.value_names["en"]
+        return alike or said == link_of(link, fact, language)[1]
+
+    return {
+        language: np.array([holds(said, fact, language) for said, fact in zip(given[language], some, strict=True)])
+        for language, some in of_language.items()
+    }
+
+
+def _interval(
+    tables: Sequence[Mapping[str, np.ndarray]], of_language: Mapping[str, Sequence[Fact]]
+) -> statistics.Interval:
+    """Of one table per seed; each language counts the same."""
+
+    def macro(of_one: Callable[[str], np.ndarray]) -> np.ndarray:
+        return statistics.macro(
+            [([fact.id for fact in some], of_one(language)) for language, some in of_language.items()]
+        )[1]
+
+    right_SF = macro(lambda language: np.stack([one[language] for one in tables]))
+    return statistics.ratio(right_SF, macro(lambda language: np.ones((1, len(of_language[language]))))[0])
+
+
+def _links(found: Mapping[str, Sequence[Mapping[str, Any]]], of_language: Mapping[str, Sequence[Fact]]) -> str:
+    right = {
+        row: [{link: _right(one["links"][link], link, of_language) for link in LINKS} for one in some]
+        for row, some in found.items()
+    }
+    body = [
+        [
+            text,
+            *(results.percent(_interval([one[link] for one in some], of_language)) for some in right.values()),
+        ]
+        for link, text in LINKS.items()
+    ]
+    for steps, text in (
+        (("fact", "subject", "value"), "the whole, where fact and both names are known"),
+        (
+            ("foreign subject", "value"),
+            "the whole, where the English question about the own name and the value's name are",
+        ),
+    ):
+        line = [text]
+        for some in right.values():
+            shares, known = [], []
+            for one in some:
+                for language in of_language:
+                    hold = np.all([one[step][language] for step in steps], axis=0)
+                    shares.append(float(one["whole"][language][hold].mean()) if hold.any() else float("nan"))
+                    known.append(float(hold.mean()))
+            line.append(f"{100 * np.nanmean(shares):.1f} (of {100 * np.mean(known):.0f} % of the questions)")
+        body.append(line)
+    return table(["", *right], body, markdown=True)
+
+
+def _reading(
+    found: Mapping[str, Sequence[Mapping[str, Any]]], of_language: Mapping[str, Sequence[Fact]], layers: int
+) -> str:
+    body = []
+    for row, some in found.items():
+        if "reading" not in ASKED[row]:
+            continue
+        for side in ("own", "English"):
+            line = [f"{row}, {side} question"]
+            for layer in range(1, layers + 1):
+                tables = [_right(one["reading"][f"{side}, layer {layer}"], "fact", of_language) for one in some]
+                line.append(f"{100 * _interval(tables, of_language).mean:.1f}")
+            body.append(line)
+    return table(["layers 1 to", *map(str, range(1, layers + 1))], body, markdown=True)
+
+
+def _thought(
+    found: Mapping[str, Sequence[Mapping[str, Any]]], of_language: Mapping[str, Sequence[Fact]], layer: int
+) -> str:
+    body = []
+    for row, some in found.items():
+        if "reading" not in ASKED[row]:
+            continue
+        shares = np.zeros(4)
+        for one in some:
+            thought = _right(one["reading"][f"own, layer {layer}"], "fact", of_language)
+            said = _right(one["links"]["whole"], "whole", of_language)
+            for language in of_language:
+                a, b = thought[language], said[language]
+                shares += [np.mean(part) for part in (a & b, a & ~b, ~a & b, ~a & ~b)]
+        body.append([row, *(f"{100 * share:.1f}" for share in shares / (len(some) * len(of_language)))])
+    heads = [f"j = {layer}", "thought and said", "thought, not said", "said, not thought", "neither"]
+    return table(heads, body, markdown=True)
+
+
+def _patches(some: Sequence[Mapping[str, Any]], of_language: Mapping[str, Sequence[Fact]]) -> str:
+    kinds: dict[str, dict[str, float]] = {}
+    either: dict[str, dict[str, float]] = {}
+    for one in some:
+        for name, given in one["patches"].items():
+            into, by_language = kinds.setdefault(name, dict.fromkeys(KINDS, 0.0)), either.setdefault(name, {})
+            for language, facts_ in of_language.items():
+                others = {fact.value_names[language] for fact in facts_}
+                for said, fact in zip(given[language], facts_, strict=True):
+                    kind = kind_of(said, (fact.value_names[language], fact.value_names["en"]), others)
+                    share = 1 / (len(facts_) * len(some))
+                    into[kind] += share / len(of_language)
+                    by_language[language] = by_language.get(language, 0.0) + share * (kind in KINDS[:2])
+    body = [
+        [
+            name,
+            *(f"{100 * share:.1f}" for share in of_kind.values()),
+            *(f"{100 * either[name][language]:.1f}" for language in of_language),
+        ]
+        for name, of_kind in kinds.items()
+    ]
+    return table(["", *KINDS, *(f"{language}: right in either" for language in of_language)], body, markdown=True)
+
+
+def _connections(some: Sequence[Mapping[str, Any]], lab: Lab) -> str:
+    gold = {language: lab.gold[language] for language in lab.languages}
+    body = []
+    for name in some[0]["connections"]:
+        shares = dict.fromkeys((*KINDS, "lent"), 0.0)
+        for language in lab.languages:
+            records = _records(lab, language)
+            others = {own for own, _ in gold[language].values()}
+            own_of = {record["english"]["prompt"]: record["completion"].strip() for record in records}
+            lent = [own_of[record["english"]["prompt"]] for record in shuffled(records, seed=0)]
+            share = 1 / (len(records) * len(lab.languages) * len(some))
+            for one in some:
+                for said, record, other in zip(one["connections"][name][language], records, lent, strict=True):
+                    shares[kind_of(said, gold[language][item(record)], others)] += share
+                    shares["lent"] += share * (said == other != record["completion"].strip())
+        last = f"{100 * shares.pop('lent'):.1f}" if name.endswith("another question") else ""
+        body.append([name, *(f"{100 * value:.1f}" for value in shares.values()), last])
+    return table(["", *KINDS, "that of the question lent"], body, markdown=True)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except PivotuneError as error:
+        sys.exit(f"error: {error}")
