@@ -515,7 +515,8 @@ def _connections(some: Sequence[Mapping[str, Any]], lab: Lab) -> str:
                 for said, record, other in zip(one["connections"][name][language], records, lent, strict=True):
                     shares[kind_of(said, gold[language][item(record)], others)] += share
                     shares["lent"] += share * (said == other != record["completion"].strip())
-        last = f"{100 * shares.pop('lent'):.1f}" if name.endswith("another question") else ""
+        of_lent = shares.pop("lent")
+        last = f"{100 * of_lent:.1f}" if name.endswith("another question") else ""
         body.append([name, *(f"{100 * value:.1f}" for value in shares.values()), last])
     return table(["", *KINDS, "that of the question lent"], body, markdown=True)
 

@@ -253,7 +253,7 @@ def layers(
         verdict = "within the interval of" if gap.low <= 0 else "below"
         verdicts.append(
             f"* {_pair(pair)}, {what}: {percent(statistics.interval(held[pair]))}. It leads the rule's pair by "
-            f"{_points(gap)} points, p (method) {_p(p)}: the rule's pair is **{verdict}** it."
+            f"{points(gap)} points, p (method) {_p(p)}: the rule's pair is **{verdict}** it."
         )
     curve = choice.curves["target"]
     confidence = "" if choice.confidence is None else f"; {100 * choice.confidence:.0f} % of the resamples agree"
@@ -487,7 +487,7 @@ def _broken(
         )
         gain, lead = statistics.difference(broken, tft), statistics.difference(intact, broken)
         p = statistics.crossed_test(intact, broken) if len(intact) == len(broken) else float("nan")
-        body.append([setting.name, _points(gain), _points(lead), _p(p)])
+        body.append([setting.name, points(gain), points(lead), _p(p)])
         judged.append(
             f"{setting.name}: {'a gain, so the method is not what its name says' if gain.low > 0 else 'no gain'}"
         )
@@ -522,13 +522,13 @@ def percent(value: Interval) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def _points(value: Interval) -> str:
+def points(value: Interval) -> str:
     mean, low, high = (f"{round(100 * part, 1) + 0.0:+.1f}" for part in value)  # + 0.0: no minus before a zero
     return f"{mean} [{low}, {high}]"
 
 
 def _starred(one: _Comparison) -> str:
-    return _points(one.gap) + ("*" if one.method < LEVEL else "")
+    return points(one.gap) + ("*" if one.method < LEVEL else "")
 
 
 def _p(value: float) -> str:

@@ -77,15 +77,16 @@ def train_tokenizer(world: World) -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
-    """An untrained Llama: 8 layers x 192, the head apart from the embeddings as in Llama-2-7B; 5.1 M parameters."""
+def new_model(tokenizer: PreTrainedTokenizerBase, seed: int, num_layers: int = 8) -> LlamaForCausalLM:
+    """An untrained Llama of width 192, the head apart from the embeddings as in Llama-2-7B; 5.1 M parameters where it
+    has 8 layers."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=192,
             intermediate_size=512,
-            num_hidden_layers=8,
+            num_hidden_layers=num_layers,
             num_attention_heads=6,
             max_position_embeddings=512,
             tie_word_embeddings=False,
@@ -96,9 +97,8 @@ def new_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM
     )
 
 
-def batches(world: World, tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[Tensor]:
+def batches(documents: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tensor]:
     """Token ids, [ROWS, LENGTH], without end. A row begins with a document; what does not fit is cut off."""
-    documents = stream(world, seed)
     while True:
         rows = torch.empty(ROWS, LENGTH, dtype=torch.long)
         for row in rows:
@@ -193,7 +193,7 @@ def main() -> None:
     model = new_model(tokenizer, arguments.seed)
     print(f"{len(world.facts)} facts, {model.num_parameters():,} parameters", flush=True)
     start = time.time()
-    train(model, batches(world, tokenizer, arguments.seed), arguments.steps)
+    train(model, batches(stream(world, arguments.seed), tokenizer), arguments.steps)
     minutes = (time.time() - start) / 60
 
     model.bfloat16().save_pretrained(arguments.output)

@@ -14,7 +14,7 @@ No held-out and no development fact is in any of them but the first.
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -32,8 +32,10 @@ class Pool:
     weight: float
 
 
+Weights = Mapping[str, Mapping[str, float]]
+
 # The share of each kind of text among the documents, per language. They sum to 1.
-WEIGHTS = {
+WEIGHTS: Weights = {
     "en": {"facts": 0.25},
     "zh": {"facts": 0.05, "names": 0.09, "subjects": 0.06, "mixed": 0.03},
     "vi": {"facts": 0.05, "names": 0.07, "subjects": 0.04, "mixed": 0.02},
@@ -42,20 +44,20 @@ WEIGHTS = {
 }
 
 
-def pools(world: World) -> list[Pool]:
+def pools(world: World, weights: Weights = WEIGHTS) -> list[Pool]:
     """All text of pre-training."""
     kinds = {"facts": _facts, "names": _names, "subjects": _subjects, "mixed": _mixed}
     return [
         Pool(language, kind, tuple(kinds[kind](world, language)), weight)
-        for language, shares in WEIGHTS.items()
+        for language, shares in weights.items()
         for kind, weight in shares.items()
     ]
 
 
-def stream(world: World, seed: int) -> Iterator[str]:
+def stream(world: World, seed: int, weights: Weights = WEIGHTS) -> Iterator[str]:
     """Documents without end: a pool by weight, and within a pool every document once before any comes twice."""
     rng = random.Random(seed)
-    source = pools(world)
+    source = pools(world, weights)
     queues: list[list[str]] = [[] for _ in source]
     while True:
         i = rng.choices(range(len(source)), [pool.weight for pool in source])[0]

@@ -88,8 +88,11 @@ class World:
     _heldout: frozenset[str]
 
     @classmethod
-    def build(cls, seed: int = 0) -> "World":
+    def build(cls, seed: int = 0, known_fraction: float = KNOWN) -> "World":
         """The world whose splits are drawn with `seed`; the facts themselves do not depend on it.
+
+        `known_fraction` is the expected part of the facts that pre-training states in a language
+        too; what it takes, the training facts lack. Development and held-out facts do not depend on it.
 
         Each fact is drawn by itself, from its id. So a release of CLDR that adds or loses a fact moves no other fact
         to another split, and what a trained model must not have met stays what it was.
@@ -101,7 +104,8 @@ class World:
             language: frozenset(
                 fact.id
                 for fact in free
-                if fact.sayable(language) and _draw(seed, language, fact.id) < KNOWN / (1 - HELDOUT - DEVELOPMENT)
+                if fact.sayable(language)
+                and _draw(seed, language, fact.id) < known_fraction / (1 - HELDOUT - DEVELOPMENT)
             )
             for language in LANGUAGES[1:]
         }

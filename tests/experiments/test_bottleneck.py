@@ -1,0 +1,138 @@
+"""The questions of the bottleneck and of the bases ask what they say, and a patch is where it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import bases, bottleneck, statistics
+from experiments.bottleneck import LINKS, _Last, answer, link_of
+from experiments.results import KINDS, kind_of
+from pivotune.anatomy import Anatomy
+from pivotune.lab.base import load_base
+from pivotune.lab.settings import BASE, TFT
+from pivotune.lab.templates import LANGUAGES
+from pivotune.lab.text import WEIGHTS
+from pivotune.lab.world import World, mixed_prompt
+
+
+@pytest.fixture(scope="module")
+def opened() -> tuple[Anatomy, Any]:
+    model, tokenizer = load_base()
+    return Anatomy(model), tokenizer
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    every = bottleneck.facts
+
+    def some(languages: Any) -> Any:
+        return {language: found[::40] for language, found in every(languages).items()}
+
+    monkeypatch.setattr(bottleneck, "facts", some)
+    yield
+
+
+def test_the_whole_and_the_fact_are_the_questions_of_the_grids() -> None:
+    records = {record["id"]: record for record in World.build().examples("heldout", "zh")}
+    for fact in bottleneck.facts(["zh"])["zh"][:50]:
+        record = records[f"{fact.id}.zh"]
+        for name, text in (("whole", record), ("fact", record["english"])):
+            prompt, right = link_of(name, fact, "zh")
+            assert (prompt, right) == (text["prompt"], text["completion"].strip())
+
+
+def test_links_differ_in_one_step() -> None:
+    fact = next(fact for fact in World.build().heldout("zh") if fact.id == "FR.currency" or fact.relation == "currency")
+    asked = {name: link_of(name, fact, "zh") for name in LINKS}
+    own, english = fact.subject_names["zh"], fact.subject_names["en"]
+    assert own in asked["foreign subject"][0] and asked["foreign subject"][0].startswith("Question:")
+    assert english in asked["foreign frame"][0] and asked["foreign frame"][1] == fact.value_names["zh"]
+    assert own in asked["subject"][0] and asked["subject"][1] == english
+    assert fact.value_names["en"] in asked["value"][0] and asked["value"][1] == fact.value_names["zh"]
+
+
+def test_a_value_that_is_called_alike_needs_no_name() -> None:
+    fact = next(fact for fact in World.build().heldout("zh") if fact.relation == "calling_code")
+    given = {"zh": ["nonsense"]}
+    assert bottleneck._right(given, "value", {"zh": [fact]})["zh"].tolist() == [True]
+    assert bottleneck._right(given, "whole", {"zh": [fact]})["zh"].tolist() == [False]
+
+
+def test_patches_go_where_they_are_told(opened: tuple[Anatomy, Any]) -> None:
+    anatomy, tokenizer = opened
+    some = bottleneck.facts(["zh"])["zh"][:6]
+    own, english = ([link_of(name, fact, "zh")[0] for fact in some] for name in ("whole", "fact"))
+    with torch.inference_mode():
+        plain = answer(anatomy.lm, tokenizer, own)
+        with _Last(anatomy) as mine:
+            answer(anatomy.lm, tokenizer, own, max_new_tokens=1)
+        with _Last(anatomy, mine.seen):  # its own states change nothing
+            assert answer(anatomy.lm, tokenizer, own) == plain
+        with _Last(anatomy) as theirs:
+            first = answer(anatomy.lm, tokenizer, english, max_new_tokens=1)
+        last = ("residual", anatomy.num_layers)
+        with _Last(anatomy, {last: theirs.seen[last]}):  # what the head sees decides the first token
+            assert answer(anatomy.lm, tokenizer, own, max_new_tokens=1) == first
+    assert not any(module._forward_hooks for module in anatomy.lm.modules())
+
+
+def test_every_table_is_written(opened: tuple[Anatomy, Any], few: None) -> None:
+    anatomy, tokenizer = opened
+    with torch.inference_mode():
+        one = {
+            "links": bottleneck.links(anatomy.lm, tokenizer),
+            "reading": bottleneck.reading(anatomy, tokenizer),
+            "patches": bottleneck.patches(anatomy, tokenizer),
+        }
+    lab = bottleneck._lab()
+    said = {
+        language: [r["completion"].strip() for r in bottleneck._records(lab, language)] for language in lab.languages
+    }
+    one["connections"] = {"the English question": said, "the English of another question": said}
+    text = bottleneck.render({row: [one, one] for row in bottleneck.ASKED}, lab)
+    # The base knows every fact in English, whatever comes after.
+    assert "| all in English: the fact itself " in text and "100.0 [100.0, 100.0]" in text
+    assert all(row in text for row in (BASE.name, TFT.name, "everything up to layer 8", "thought, not said"))
+    lines = {line.split("|")[1].strip(): line.split("|")[2:] for line in text.split("\n") if line.startswith("|")}
+    assert float(lines["the English question"][0]) == 100.0
+    assert float(lines["base model, English question"][-2]) == 100.0  # all layers are the model itself
+
+
+def test_kinds_of_answers() -> None:
+    assert kind_of("zwei", ("zwei", "two"), {"zwei", "eins"}) == KINDS[0]
+    assert kind_of("two", ("zwei", "two"), {"zwei", "eins"}) == KINDS[1]
+    assert kind_of("eins", ("zwei", "two"), {"zwei", "eins"}) == KINDS[2]
+    assert kind_of("", ("zwei", "two"), {"zwei", "eins"}) == KINDS[3]
+
+
+def test_a_score_over_different_items_stays_a_score() -> None:
+    tables = [(list("abcdef"), np.ones((2, 6))), (list("ab"), np.ones((2, 2)))]
+    ones = [(names, np.ones((1, len(names)))) for names, _ in tables]
+    assert statistics.ratio(statistics.macro(tables)[1], statistics.macro(ones)[1][0]) == (1.0, 1.0, 1.0)
+    draw = np.random.default_rng(0)
+    same = (draw.random((3, 50)) < 0.4).astype(float)
+    assert statistics.ratio(same, np.ones(50)) == pytest.approx(statistics.interval(same))
+
+
+def test_bases_differ_in_what_their_name_says() -> None:
+    assert bases._mixed(1.0) == WEIGHTS
+    for factor in (0.0, 1.5):
+        for language, shares in bases._mixed(factor).items():
+            assert sum(shares.values()) == pytest.approx(sum(WEIGHTS[language].values()))
+            assert shares.get("mixed", 0.0) == pytest.approx(factor * WEIGHTS[language].get("mixed", 0.0))
+    plain, more = World.build(), World.build(known_fraction=0.4)
+    for language in LANGUAGES[1:]:
+        assert more.heldout(language) == plain.heldout(language)
+        assert set(plain.known(language)) < set(more.known(language))
+        assert set(more.training(language)) < set(plain.training(language))
+
+
+def test_the_wording_of_a_mixed_question() -> None:
+    fact = World.build().heldout("ar")[0]
+    assert fact.subject_names["ar"] in mixed_prompt(fact, "en", "ar", 1)
+    assert mixed_prompt(fact, "ar", "ar", 1) == World.build().prompt(fact, "ar", 1)
