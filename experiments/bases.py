@@ -147,6 +147,7 @@ def measure(folder: Path, where: Mapping[str, Any], variant: Variant) -> None:
         foreign[language] = [int(a == fact.value_names["en"]) for a, fact in zip(said, some, strict=True)]
     found: dict[str, Any] = {
         "choice": [choice.conversion_layer, choice.thinking_layer, choice.found],
+        "entropy": [float(value) for value in choice.curves["target"].mean],
         "foreign": foreign,
         "rows": {"base": examine(model_folder, questions, questions["development"])},
     }
@@ -219,6 +220,10 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> str:
         scores.append(line)
     return "\n\n".join(
         [
+            f"The inside of the shipped base by layer, {ALL}: entropy of the lens at the questions' tokens, what it "
+            "gives to a first token of the English and of the own answer, and the cosine of the question to its "
+            "English counterpart.",
+            _inside(found["as shipped"]) if "as shipped" in found else "",
             "The bases. Foreign subject: English questions in which the subject alone has its name in another "
             "language. Layers: what the rule finds. English mass: the largest probability that the lens gives to a "
             "first token of the English answer, and its layer. Cosine of the question to its English counterpart: the "
@@ -235,6 +240,21 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> str:
             ),
         ]
     )
+
+
+def _inside(one: Mapping[str, Any]) -> str:
+    looked = one["rows"]["base"]["inside"].values()
+    lines = {"entropy, nats": one["entropy"]} | {
+        text: np.mean([of_language[what] for of_language in looked], axis=0) * factor
+        for text, what, factor in (
+            ("English mass, %", "english_mass", 100),
+            ("own mass, %", "target_mass", 100),
+            ("cosine, mean", "question_cosine", 1),
+            ("cosine, last token", "question_cosine_last", 1),
+        )
+    }
+    body = [[text, *(f"{value:.2f}" for value in values)] for text, values in lines.items()]
+    return table(["layer", *map(str, range(1, len(one["entropy"]) + 1))], body, markdown=True)
 
 
 def _table(row: Mapping[str, Any], mode: str, languages: Sequence[str]) -> np.ndarray:

@@ -186,6 +186,11 @@ def _foreign(fact: Fact, language: str) -> bool:
     return fact.subject_names[language] != fact.subject_names["en"]
 
 
+def _named(fact: Fact, language: str) -> bool:
+    """Whether the value has a name of its own in the language: calling codes have none."""
+    return fact.value_names[language] != fact.value_names["en"]
+
+
 def links(model: Any, tokenizer: Any) -> dict[str, Given]:
     """Each step from a question to its answer asked by itself, and the whole."""
     asked = {
@@ -357,42 +362,60 @@ def answer(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: i
 def render(found: Mapping[str, Sequence[Mapping[str, Any]]], lab: Lab) -> str:
     """Four tables, a sentence on how to read each."""
     of_language = facts(lab.languages)
+    named = {language: [fact for fact in some if _named(fact, language)] for language, some in of_language.items()}
+    counts = ", ".join(f"{language} {len(some)}" for language, some in named.items())
     parts = [
         "### Links",
         f"Percent right, {ALL} [95 % interval over seeds and facts]. Last two rows: of the questions whose steps "
         "hold, each asked by itself: what is missing there is no step, but that they follow each other.",
         _links(found, of_language),
+        f"The tables below are of the questions whose answer has a name of its own too ({counts}).",
         "### Every layer, asked for the answer",
         "Percent of the answers that the output head reads behind layers 1 to l, right in English: after the own "
         f"question, and after the English one. {ALL.capitalize()}, mean over seeds.",
-        _reading(found, of_language, lab.num_layers),
+        _reading(found, named, lab.num_layers),
         "Thought: right in English, read behind layer j. Said: right in the language, at the end. Percent of the "
         "questions, mean over languages and seeds.",
-        _thought(found, of_language, lab.layers[1]),
+        _thought(found, named, lab.layers[1]),
         "### What of the English pass carries the answer",
         "The model is given its own question; at the prompt's last token parts of the pass over the English question "
         "take the place of its own. Below, English questions without one part's outputs at the last token. Percent of "
         f"the answers, {ALL}, mean over seeds.",
-        *(f"{row}:\n\n{_patches(found[row], of_language)}" for row in (BASE.name, TFT.name)),
+        *(f"{row}:\n\n{_patches(found[row], named)}" for row in (BASE.name, TFT.name)),
         "### What a connected model listens to",
         f"Row: {CC.name}. Percent of the answers, {ALL}, mean over seeds. Last column: the answer to the question "
         "whose English was lent, in the language.",
-        _connections(found[CC.name], lab),
+        _connections(found[CC.name], lab, named),
     ]
     return "\n\n".join(parts)
 
 
 def _right(given: Given, link: str, of_language: Mapping[str, Sequence[Fact]]) -> dict[str, np.ndarray]:
-    """(F,) per language: whether each link holds. The value's does where it is called alike: no text names it."""
+    """(F,) per language: whether each link holds. The value's does where it is called alike: no text names it.
+
+    Args:
+        given: answers to all of `facts`.
+        of_language: those of them that are looked at.
+    """
 
     def holds(said: str, fact: Fact, language: str) -> bool:
-        alike = link == "value" and fact.value_names[language] == fact.value_names["en"]
+        alike = link == "value" and not _named(fact, language)
         return alike or said == link_of(link, fact, language)[1]
 
     return {
-        language: np.array([holds(said, fact, language) for said, fact in zip(given[language], some, strict=True)])
+        language: np.array([holds(said, fact, language) for fact, said in _said(given, language, some)])
         for language, some in of_language.items()
     }
+
+
+def _said(given: Given, language: str, some: Sequence[Fact]) -> list[tuple[Fact, str]]:
+    """Each of these facts with the answer to it."""
+    wanted = {fact.id for fact in some}
+    return [
+        (fact, said)
+        for fact, said in zip(facts([language])[language], given[language], strict=True)
+        if fact.id in wanted
+    ]
 
 
 def _interval(
@@ -482,11 +505,11 @@ def _patches(some: Sequence[Mapping[str, Any]], of_language: Mapping[str, Sequen
     for one in some:
         for name, given in one["patches"].items():
             into, by_language = kinds.setdefault(name, dict.fromkeys(KINDS, 0.0)), either.setdefault(name, {})
-            for language, facts_ in of_language.items():
-                others = {fact.value_names[language] for fact in facts_}
-                for said, fact in zip(given[language], facts_, strict=True):
+            for language, asked in of_language.items():
+                others = {fact.value_names[language] for fact in facts([language])[language]}
+                for fact, said in _said(given, language, asked):
                     kind = kind_of(said, (fact.value_names[language], fact.value_names["en"]), others)
-                    share = 1 / (len(facts_) * len(some))
+                    share = 1 / (len(asked) * len(some))
                     into[kind] += share / len(of_language)
                     by_language[language] = by_language.get(language, 0.0) + share * (kind in KINDS[:2])
     body = [
@@ -500,21 +523,21 @@ def _patches(some: Sequence[Mapping[str, Any]], of_language: Mapping[str, Sequen
     return table(["", *KINDS, *(f"{language}: right in either" for language in of_language)], body, markdown=True)
 
 
-def _connections(some: Sequence[Mapping[str, Any]], lab: Lab) -> str:
-    gold = {language: lab.gold[language] for language in lab.languages}
+def _connections(some: Sequence[Mapping[str, Any]], lab: Lab, of_language: Mapping[str, Sequence[Fact]]) -> str:
     body = []
     for name in some[0]["connections"]:
         shares = dict.fromkeys((*KINDS, "lent"), 0.0)
-        for language in lab.languages:
+        for language, asked in of_language.items():
             records = _records(lab, language)
-            others = {own for own, _ in gold[language].values()}
-            own_of = {record["english"]["prompt"]: record["completion"].strip() for record in records}
-            lent = [own_of[record["english"]["prompt"]] for record in shuffled(records, seed=0)]
-            share = 1 / (len(records) * len(lab.languages) * len(some))
+            right = {item(record): lab.gold[language][item(record)] for record in records}
+            others = {own for own, _ in right.values()}
+            item_of = {record["english"]["prompt"]: item(record) for record in records}
+            lent = {item(record): item_of[record["english"]["prompt"]] for record in shuffled(records, seed=0)}
+            share = 1 / (len(asked) * len(of_language) * len(some))
             for one in some:
-                for said, record, other in zip(one["connections"][name][language], records, lent, strict=True):
-                    shares[kind_of(said, gold[language][item(record)], others)] += share
-                    shares["lent"] += share * (said == other != record["completion"].strip())
+                for fact, said in _said(one["connections"][name], language, asked):
+                    shares[kind_of(said, right[fact.id], others)] += share
+                    shares["lent"] += share * (said == right[lent[fact.id]][0] != right[fact.id][0])
         of_lent = shares.pop("lent")
         last = f"{100 * of_lent:.1f}" if name.endswith("another question") else ""
         body.append([name, *(f"{100 * value:.1f}" for value in shares.values()), last])

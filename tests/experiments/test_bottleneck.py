@@ -57,10 +57,14 @@ def test_links_differ_in_one_step() -> None:
 
 
 def test_a_value_that_is_called_alike_needs_no_name() -> None:
-    fact = next(fact for fact in World.build().heldout("zh") if fact.relation == "calling_code")
-    given = {"zh": ["nonsense"]}
-    assert bottleneck._right(given, "value", {"zh": [fact]})["zh"].tolist() == [True]
-    assert bottleneck._right(given, "whole", {"zh": [fact]})["zh"].tolist() == [False]
+    every = bottleneck.facts(["zh"])
+    given = {"zh": ["nonsense"] * len(every["zh"])}
+    alike = [fact.relation == "calling_code" for fact in every["zh"]]
+    assert bottleneck._right(given, "value", every)["zh"].tolist() == alike
+    assert not bottleneck._right(given, "whole", every)["zh"].any()
+    some = {"zh": every["zh"][3:5]}
+    given["zh"][4] = some["zh"][1].value_names["zh"]
+    assert bottleneck._right(given, "whole", some)["zh"].tolist() == [False, True]
 
 
 def test_patches_go_where_they_are_told(opened: tuple[Anatomy, Any]) -> None:
