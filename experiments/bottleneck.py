@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subjects = [
         Subject(setting, seed)
         for setting in (BASE, TFT, LOGITS, FEATURE, CC)
-        for seed in range(1 if setting is BASE else options.seeds)
+        for seed in range(1 if setting.method == "none" else options.seeds)
     ]
     where = environment()
     with ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -150,7 +150,7 @@ def measure(folder: Path, where: Mapping[str, Any], subject: Subject) -> None:
     shutil.rmtree(place, ignore_errors=True)  # of a run that was interrupted
     place.mkdir(parents=True)
     run = load_run(
-        lab.base if subject.setting is BASE else str(trained(lab, cell, place)), dtype=torch.float32, device="cpu"
+        lab.base if subject.setting.method == "none" else str(trained(lab, cell, place)), dtype=torch.float32, device="cpu"
     )
     anatomy = Anatomy(run.model)
     parts: dict[str, Callable[[], dict[str, Given]]] = {
