@@ -150,7 +150,9 @@ def measure(folder: Path, where: Mapping[str, Any], subject: Subject) -> None:
     shutil.rmtree(place, ignore_errors=True)  # of a run that was interrupted
     place.mkdir(parents=True)
     run = load_run(
-        lab.base if subject.setting.method == "none" else str(trained(lab, cell, place)), dtype=torch.float32, device="cpu"
+        lab.base if subject.setting.method == "none" else str(trained(lab, cell, place)),
+        dtype=torch.float32,
+        device="cpu",
     )
     anatomy = Anatomy(run.model)
     parts: dict[str, Callable[[], dict[str, Given]]] = {

@@ -136,6 +136,23 @@ def test_bases_differ_in_what_their_name_says() -> None:
         assert set(more.training(language)) < set(plain.training(language))
 
 
+def test_switched_text_says_known_facts_only() -> None:
+    world = World.build()
+    hidden = {language: [*world.heldout(language), *world.training(language)] for language in LANGUAGES[1:]}
+    lines = list(bases.switched(world, "zh"))
+    assert any(line.startswith("Question: ") and "\n答案： " in line for line in lines)
+    assert any(line.startswith("问题：") and "\nAnswer: " in line for line in lines)
+    first = {line.partition("\n")[0] for line in lines}
+    for language, some in hidden.items():
+        asked = {world.prompt(fact, language, k).partition("\n")[0] for fact in some for k in range(3)}
+        assert not asked & first
+    weights = {
+        (pool.language, pool.kind): pool.weight for pool in bases.text_of(bases.Variant("x", switched=0.25), world)
+    }
+    of_zh = sum(weight for (language, _), weight in weights.items() if language == "zh")
+    assert weights["zh", "switched"] == pytest.approx(of_zh / 4)
+
+
 def test_the_wording_of_a_mixed_question() -> None:
     fact = World.build().heldout("ar")[0]
     assert fact.subject_names["ar"] in mixed_prompt(fact, "en", "ar", 1)

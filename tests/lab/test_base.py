@@ -9,7 +9,7 @@ import torch
 
 from pivotune.lab import base
 from pivotune.lab.templates import LANGUAGES
-from pivotune.lab.text import stream
+from pivotune.lab.text import pools, stream
 from pivotune.lab.world import World
 
 
@@ -97,7 +97,7 @@ def test_the_script_runs(tmp_path, monkeypatch, capsys):
 
 def test_training_is_deterministic_and_lowers_the_loss(world):
     tokenizer = base.train_tokenizer(world)
-    rows = next(base.batches(stream(world, 0), tokenizer))[:4]
+    rows = next(base.batches(stream(pools(world), 0), tokenizer))[:4]
     assert rows.shape == (4, base.LENGTH)
     assert (rows[:, 0] == tokenizer.bos_token_id).all()
 

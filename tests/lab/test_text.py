@@ -151,6 +151,6 @@ def test_every_name_is_sayable(world, language):
 
 def test_weights_and_stream(world):
     assert sum(pool.weight for pool in pools(world)) == pytest.approx(1)
-    first = list(islice(stream(world, 0), 500))
-    assert first == list(islice(stream(world, 0), 500))
-    assert first != list(islice(stream(world, 1), 500))
+    first = list(islice(stream(pools(world), 0), 500))
+    assert first == list(islice(stream(pools(world), 0), 500))
+    assert first != list(islice(stream(pools(world), 1), 500))

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from pivotune.lab.templates import LANGUAGES
-from pivotune.lab.text import pieces, stream
+from pivotune.lab.text import pieces, pools, stream
 from pivotune.lab.world import SPLITS, World
 
 VOCABULARY, ROWS, LENGTH = 4096, 16, 128  # a step is ROWS x LENGTH = 2,048 tokens
@@ -193,7 +193,7 @@ def main() -> None:
     model = new_model(tokenizer, arguments.seed)
     print(f"{len(world.facts)} facts, {model.num_parameters():,} parameters", flush=True)
     start = time.time()
-    train(model, batches(stream(world, arguments.seed), tokenizer), arguments.steps)
+    train(model, batches(stream(pools(world), arguments.seed), tokenizer), arguments.steps)
     minutes = (time.time() - start) / 60
 
     model.bfloat16().save_pretrained(arguments.output)

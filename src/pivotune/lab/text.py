@@ -14,7 +14,7 @@ No held-out and no development fact is in any of them but the first.
 
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -54,10 +54,9 @@ def pools(world: World, weights: Weights = WEIGHTS) -> list[Pool]:
     ]
 
 
-def stream(world: World, seed: int, weights: Weights = WEIGHTS) -> Iterator[str]:
+def stream(source: Sequence[Pool], seed: int) -> Iterator[str]:
     """Documents without end: a pool by weight, and within a pool every document once before any comes twice."""
     rng = random.Random(seed)
-    source = pools(world, weights)
     queues: list[list[str]] = [[] for _ in source]
     while True:
         i = rng.choices(range(len(source)), [pool.weight for pool in source])[0]
