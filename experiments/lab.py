@@ -280,7 +280,7 @@ class Headline(Grid):
             for name, made in (("steps", self.steps), ("flops", self.flops))
         }
         (base,) = plan.results(self.base)
-        return results.headline(by_budget, base, self.lab.languages, self.options.split, self.lab.gold)
+        return results.headline(by_budget, base, self.lab.languages, self.options.split, self.lab.gold, self.lab.task)
 
 
 class Layers(Grid):
@@ -323,6 +323,7 @@ class Ablations(Grid):
             {name: plan.results(cells) for name, cells in self.references.items()},
             self.lab.languages,
             self.options.split,
+            self.lab.task,
         )
 
 

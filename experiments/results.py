@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -41,6 +41,14 @@ Gold = Mapping[str, Mapping[str, tuple[str, str]]]
 """Language -> item -> the right answer in it and in English."""
 
 
+class Named(Protocol):
+    """What is asked: its name, and the kind of question that an item is."""
+
+    name: str
+
+    def kind(self, item: str) -> str: ...
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of a table: a setting, how it is asked, and its results, one per seed."""
@@ -55,6 +63,16 @@ class Row:
         if column == ALL:
             return statistics.macro([self._of(split, language) for language in languages])[1]
         return self._of(split, "en" if column == "English" else column)[1]
+
+    def of_kind(self, split: str, languages: Sequence[str], wanted: Callable[[str], bool]) -> np.ndarray:
+        """(S, F'): as `answers` of all languages, to the items that are wanted."""
+        tables = []
+        for language in languages:
+            items, right_SF = self._of(split, language)
+            columns = [k for k, name in enumerate(items) if wanted(name)]
+            if columns:
+                tables.append(([items[k] for k in columns], right_SF[:, columns]))
+        return statistics.macro(tables)[1]
 
     def kinds(self, split: str, languages: Sequence[str], gold: Gold) -> dict[str, float]:
         """Shares of the kinds of answers, mean over languages and seeds."""
@@ -136,15 +154,17 @@ def headline(
     languages: Sequence[str],
     split: str,
     gold: Gold,
+    task: Named,
 ) -> str:
-    """Scores, comparisons with TFT at equal steps and at equal FLOPs, cost, answers, what moved, shuffled rows."""
+    """Scores, comparisons with TFT at equal steps and at equal FLOPs, by kind of question, cost, answers, what moved,
+    shuffled rows."""
     columns = [*languages, ALL, "English"]
     steps = {setting.name: rows_of(setting, results) for setting, results in by_budget["steps"]}
     flat = [row for rows in steps.values() for row in rows]
     base_row = Row("base model", BASE, "none", [base])
     tft = steps[TFT.name][0]
     parts = [
-        f"### Exact match, {split} facts, equal steps",
+        f"### Exact match, {split} {task.name}, equal steps",
         f"Percent [95 % interval over seeds and items]. {ALL.capitalize()}: the languages' mean, without English. "
         "An interval without width means that no answer was wrong (or none right), not that none could be. CC is asked "
         "with its Transform Matrix; [real English] is given the question in English, which a user does not have.",
@@ -152,6 +172,10 @@ def headline(
         "### Against TFT, equal steps",
         _COMPARISON_NOTE,
         *_comparisons([row for row in flat if row is not tft], lambda _: tft, languages, split),
+    ]
+    parts += [
+        "### By kind of question, equal steps",
+        _by_kind([row for row in flat if row is not tft], base_row, tft, languages, split, task),
     ]
     cheaper = [row for setting, results in by_budget["flops"] for row in rows_of(setting, results)]
     if cheaper:
@@ -186,13 +210,14 @@ def ablations(
     references: Mapping[str, Sequence[Mapping[str, Any]]],
     languages: Sequence[str],
     split: str,
+    task: Named,
 ) -> str:
     """Every changed option beside the row that it changes."""
     against = {(name, row.mode): row for name, results in references.items() for row in rows_of(by_name(name), results)}
     rows = [row for setting, results in settings for row in rows_of(setting, results)]
     return "\n\n".join(
         [
-            f"### Exact match, {split} facts",
+            f"### Exact match, {split} {task.name}",
             _scores([*against.values(), *rows], [*languages, ALL, "English"], languages, split),
             "### Against the row that is changed",
             _COMPARISON_NOTE,
@@ -354,6 +379,33 @@ def _comparisons(
     if len(languages) > 1:
         out.append(table(["", *languages], by_language, markdown=True))
     return [*out, _in_words(main)]
+
+
+def _by_kind(rows: Sequence[Row], base: Row, tft: Row, languages: Sequence[str], split: str, task: Named) -> str:
+    """The base's and TFT's score of each kind of question, and the other rows' difference from TFT."""
+    items = next(iter(base.results))["answers"][split][base.mode][languages[0]]["items"]
+    kinds = list(dict.fromkeys(map(task.kind, items)))
+
+    def table_of(row: Row, kind: str) -> np.ndarray:
+        return row.of_kind(split, languages, lambda name: task.kind(name) == kind)
+
+    body = [[row.label, *(percent(statistics.interval(table_of(row, kind))) for kind in kinds)] for row in (base, tft)]
+    found: dict[tuple[str, str], _Comparison] = {}
+    for row in rows:
+        for kind in kinds:
+            own_SF, other_SF = table_of(row, kind), table_of(tft, kind)
+            paired = len(own_SF) == len(other_SF)
+            p = statistics.crossed_test(own_SF, other_SF) if paired else float("nan")
+            found[row.label, kind] = _Comparison(statistics.difference(own_SF, other_SF), p, p)
+    corrected = statistics.holm([one.method for one in found.values()])
+    for (name, one), p in zip(list(found.items()), corrected, strict=True):
+        found[name] = replace(one, method=p)
+    body += [[row.label, *(_starred(found[row.label, kind]) for kind in kinds)] for row in rows]
+    note = (
+        f"{ALL.capitalize()}. Percent for the first two rows, for the others the difference from TFT in points. "
+        "* p (method) < 0.05, corrected over rows and kinds."
+    )
+    return f"{note}\n\n{table(['', *kinds], body, markdown=True)}"
 
 
 def _in_words(main: Mapping[str, Mapping[tuple[str, str], _Comparison]]) -> str:

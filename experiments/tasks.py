@@ -32,6 +32,10 @@ class Task(Protocol):
         or heldout. The id ends in .LANGUAGE; what is before it is the same for one item in all languages."""
         ...
 
+    def kind(self, item: str) -> str:
+        """What is asked for by an item, an id without its language."""
+        ...
+
 
 class Facts:
     """The lab's facts: training questions about those that a language knows, the rest met in English only."""
@@ -41,6 +45,9 @@ class Facts:
 
     def examples(self, split: str, language: str) -> Iterator[Record]:
         return self._world.examples(split, language)
+
+    def kind(self, item: str) -> str:
+        return item.split(".")[1]  # the relation
 
     @cached_property
     def _world(self) -> World:
@@ -55,6 +62,9 @@ class Skills:
 
     def examples(self, split: str, language: str) -> Iterator[Record]:
         return self._skills.examples(split, language)
+
+    def kind(self, item: str) -> str:
+        return item.split(".")[0]  # the skill
 
     @cached_property
     def _skills(self) -> skills.Skills:

@@ -70,6 +70,13 @@ GOLD = {
 }
 
 
+class Halves:
+    name = "facts"
+
+    def kind(self, item: str) -> str:
+        return "even" if int(item.split()[1]) % 2 == 0 else "odd"
+
+
 @pytest.fixture(scope="module")
 def text() -> str:
     rows = {"TFT": (0.4, 3.0), "logits": (0.7, 2.0), "feature": (0.4, 3.0), "logits, shuffled": (0.4, 3.0)}
@@ -78,7 +85,12 @@ def text() -> str:
         for name, how in rows.items()
     ]
     return headline(
-        {"steps": steps, "flops": steps[1:2]}, simulated("base", 0.2, 4.0, 1)[0], ["zh", "vi"], "heldout", GOLD
+        {"steps": steps, "flops": steps[1:2]},
+        simulated("base", 0.2, 4.0, 1)[0],
+        ["zh", "vi"],
+        "heldout",
+        GOLD,
+        Halves(),
     )
 
 
@@ -89,6 +101,17 @@ def test_the_headline_finds_what_was_planted(text: str) -> None:
     lines = {line.split("|")[1].strip(): line for line in text.split("### Did")[1].split("\n") if line.startswith("|")}
     assert "LC yes: -1.0" in lines["logits"] and "ET yes: -1.0" in lines["logits"]
     assert "LC no" in lines["feature"] and "LC 3.00 -> 1.00" in lines["feature"]
+
+
+def test_kinds_of_questions_are_told_apart(text: str) -> None:
+    part = text.split("### By kind of question, equal steps")[1].split("###")[0]
+    lines = {line.split("|")[1].strip(): line for line in part.split("\n") if line.startswith("|")}
+    assert "even" in lines[""] and "odd" in lines[""]
+    assert lines["logits"].count("*") == 2 and "*" not in lines["feature"]
+    steps = simulated("TFT", 0.4, 3.0)
+    row = Row("x", TFT, "none", steps)
+    even, odd = (row.of_kind("heldout", ["zh", "vi"], lambda n, p=p: int(n.split()[1]) % 2 == p) for p in (0, 1))
+    assert (even.mean() + odd.mean()) / 2 == pytest.approx(row.answers("heldout", "all languages", ["zh", "vi"]).mean())
 
 
 def test_answers_are_told_apart() -> None:
@@ -103,7 +126,9 @@ def test_answers_are_told_apart() -> None:
 
 def test_one_seed_is_not_judged() -> None:
     steps = [(one.at_layers((1, 4)), simulated(one.name, 0.4, 3.0, 1)) for one in (TFT, by_name("logits"))]
-    text = headline({"steps": steps, "flops": []}, simulated("base", 0.2, 4.0, 1)[0], ["zh", "vi"], "heldout", GOLD)
+    text = headline(
+        {"steps": steps, "flops": []}, simulated("base", 0.2, 4.0, 1)[0], ["zh", "vi"], "heldout", GOLD, Halves()
+    )
     assert "are not judged" in text and "one seed" in text and "nan" not in text
 
 
