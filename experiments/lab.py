@@ -232,18 +232,24 @@ class LearningRate(Grid):
             for setting, of_rate in self.tried
         }
         chosen = {name: _best_rate(name, of_rate) for name, of_rate in scores.items()}
-        if not self.options.trial:
-            content = json.loads(RATES.read_text(encoding="utf-8")) if RATES.is_file() else {}
-            content[_subject(self.lab)] = {
-                "command": self.options.command,
-                "data": self.lab.fingerprint,
-                "chosen": chosen,
-                "development_scores": {
-                    name: {f"{rate:g}": score for rate, score in of_rate.items()} for name, of_rate in scores.items()
-                },
-            }
-            RATES.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        if not (self.options.shorter or self.options.learning_rate):
+            self._keep(chosen, scores)
         return results.learning_rates(scores, chosen)
+
+    def _keep(self, chosen: Mapping[str, float], scores: Mapping[str, Mapping[float, float | None]]) -> None:
+        """Into the file; other rows' rates stay, if they were chosen on this base and these data."""
+        content = json.loads(RATES.read_text(encoding="utf-8")) if RATES.is_file() else {}
+        before: dict[str, Any] = content.get(_subject(self.lab), {})
+        if before.get("data") != self.lab.fingerprint:
+            before = {"chosen": {}, "development_scores": {}}
+        development = {name: {f"{rate:g}": score for rate, score in row.items()} for name, row in scores.items()}
+        content[_subject(self.lab)] = {
+            "command": self.options.command,
+            "data": self.lab.fingerprint,
+            "chosen": before["chosen"] | dict(chosen),
+            "development_scores": before["development_scores"] | development,
+        }
+        RATES.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def _score(self, setting: Setting, found: list[dict[str, Any]], seeds: int) -> float | None:
         """Of one rate on development facts; None where a seed failed."""
@@ -394,7 +400,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in ("seeds", "workers"):
         if getattr(options, name) < 1:
             raise PivotuneError(f"{name}: got {getattr(options, name)}; give at least 1.")
-    options.trial = bool(options.rows or options.items or options.learning_rate or options.epochs != EPOCHS)
+    options.shorter = bool(options.items or options.epochs != EPOCHS)
+    options.trial = bool(options.rows or options.shorter or options.learning_rate)
     if options.results is None and not options.trial:
         options.results = "RESULTS.md"
     options.command = shlex.join(["python", "-m", "experiments.lab", *given])

@@ -309,6 +309,11 @@ def test_learning_rates(
     assert "may lie beyond" in capsys.readouterr().out
     with pytest.raises(PivotuneError, match="has none for few facts: zh"):
         chosen_rate(TFT, Lab(opened.base, "few facts", ("zh",)), rates)
+    before = json.loads(rates.read_text())["few facts: zh, vi"]
+    monkeypatch.setattr(lab, "LEARNING_RATES", (5e-3,))
+    assert lab.main(["learning_rate", "--task", "few facts", "--folder", "cells", "--rows", "CC"]) == 0
+    after = json.loads(rates.read_text())["few facts: zh, vi"]
+    assert after["chosen"] == before["chosen"] | {"CC": 5e-3}  # those of other rows stay
     content = json.loads(rates.read_text())
     next(iter(content.values()))["data"] = "another base"
     rates.write_text(json.dumps(content))

@@ -9,33 +9,29 @@ from itertools import combinations, product
 import pytest
 
 from pivotune.lab.skill_templates import (
+    AGES,
     ALIKE,
     CATEGORY_OF,
     COMPARATIVES,
-    CONVERSE,
     ENDING_OF,
     FRAMES,
     LABELS,
     PEOPLE,
     SITUATIONS,
     STOP,
-    SUPERLATIVE_OF,
     TABLES,
     THINGS,
     WOMEN,
     WORDS,
 )
-from pivotune.lab.skills import CHANCE, SKILLS, SPLITS, WORDINGS, Clause, Item, Skills, pieces, say
+from pivotune.lab.skills import CHANCE, SKILLS, SPLITS, WORDINGS, Clause, Item, Skills, pieces, say, size
 from pivotune.lab.templates import LANGUAGES, SCAFFOLD
 
 OTHERS = LANGUAGES[1:]
 ASKED = ("development", "heldout")
 
 # The first item of all that are held out: the same on every machine.
-FIRST = (
-    "Question: Philip is in the office. Mark is in the shop. Eve is in the hospital. "
-    "Where is Philip?\nAnswer: in the office"
-)
+FIRST = "Question: Mark is in the forest. John has tables. Adam is very sad. Where is Mark?\nAnswer: in the forest"
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +41,10 @@ def skills() -> Skills:
 
 @pytest.fixture(scope="module")
 def other_skills() -> Skills:
-    return Skills.build(1, english_only=("reading", "comparison"))
+    return Skills.build(1, untaught=("reading", "comparison"))
 
 
 # --- what is right ---------------------------------------------------------------------------------------------------
-
-AXES = {word: (k // 2, 1 - 2 * (k % 2)) for k, word in enumerate(COMPARATIVES)}  # "younger" is the axis of age, -1
-AXIS_OF = {SUPERLATIVE_OF[word]: axis for word, axis in AXES.items()}
-
-
-def above(clause: Clause) -> tuple[str, str, int]:
-    """(who has more, who has less, of what)."""
-    one, other, word = clause.slots
-    axis, sign = AXES[word]
-    return (one, other, axis) if sign > 0 else (other, one, axis)
 
 
 def things_of(word: str) -> set[str]:
@@ -71,9 +57,6 @@ def holds(clause: Clause, owned: set[str]) -> bool:
 
 def follows(premise: Clause, hypothesis: Clause) -> str:
     """By going through every world that could be."""
-    if premise.frame == "more":
-        (high, low, axis), said = above(premise), above(hypothesis)
-        return "yes" if said == (high, low, axis) else "no" if said == (low, high, axis) else "maybe"
     assert premise.slots[0] == hypothesis.slots[0]
     about = sorted(things_of(premise.slots[1]) | things_of(hypothesis.slots[1]))
     worlds = [
@@ -88,25 +71,18 @@ def right_answers(item: Item) -> set[str]:
     asked = item.question.slots[0]
     match item.question.frame:
         case "where" | "what":
-            return {clause.slots[1] for clause in item.passage if clause.slots[0] == asked}
-        case "who_at":
+            frame = {"where": "at", "what": "has"}[item.question.frame]
+            return {clause.slots[1] for clause in item.passage if (clause.frame, clause.slots[0]) == (frame, asked)}
+        case "who_at" | "who_situation":
             return {clause.slots[0] for clause in item.passage if clause.slots[1] == asked}
         case "who_has":
             return {
-                clause.slots[0] for clause in item.passage if asked in (clause.slots[1], CATEGORY_OF[clause.slots[1]])
+                clause.slots[0]
+                for clause in item.passage
+                if clause.frame == "has" and asked in (clause.slots[1], CATEGORY_OF[clause.slots[1]])
             }
-        case "who_most":
-            axis, sign = AXIS_OF[asked]
-            if item.kind == "ages":
-                assert axis == 0
-                best = max(sign * int(clause.slots[1]) for clause in item.passage)
-                return {clause.slots[0] for clause in item.passage if sign * int(clause.slots[1]) == best}
-            pairs = [above(clause) for clause in item.passage]
-            assert {of for *_, of in pairs} == {axis}
-            over = {(a, b) if sign > 0 else (b, a) for a, b, _ in pairs}
-            people = {person for pair in over for person in pair}
-            over |= {(a, d) for a, b in over for c, d in over if b == c}
-            return {person for person in people if all((person, other) in over for other in people - {person})}
+        case "age_more":
+            return {str({"older": max, "younger": min}[asked](int(clause.slots[1]) for clause in item.passage))}
         case "entails":
             return {follows(item.passage[0], asked)}
         case "choose":
@@ -134,32 +110,27 @@ def test_the_endings_of_a_choice_are_told_apart(skills):
 # --- what is balanced ------------------------------------------------------------------------------------------------
 
 
-def mentioned(item: Item) -> list[str]:
-    return list(dict.fromkeys(slot for clause in item.passage for slot in clause.slots if slot in PEOPLE))
-
-
 def target(item: Item) -> Hashable:
-    """The answer as a strategy may guess it: which sentence, which person, which label, which ending."""
-    if item.skill == "reading":
+    """The answer as a strategy may guess it: which sentence, which label, which ending."""
+    if item.skill in ("reading", "comparison"):
         return next(k for k, clause in enumerate(item.passage) if item.answer in clause.slots)
-    return mentioned(item).index(item.answer) if item.skill == "comparison" else item.answer
+    return item.answer
 
 
-def layout(item: Item) -> Hashable:
-    """Where which person stands, the kind, the question: all of a comparison but its comparatives and numbers."""
-    people = mentioned(item)
-    shape = tuple(people.index(slot) for clause in item.passage for slot in clause.slots if slot in PEOPLE)
-    return shape, item.question.slots[0], item.wording
+def frames(item: Item) -> Hashable:
+    """Which kinds of sentence stand where."""
+    return tuple(clause.frame for clause in item.passage)
 
 
 def anonymous(clause: Clause) -> Hashable:
-    return clause.frame, clause.slots[1:] if clause.frame != "more" else clause.slots[2]
+    return clause.frame, clause.slots[1:]
 
 
 BLIND: list[tuple[str, Callable[[Item], Hashable]]] = [
     ("reading", lambda item: (item.kind, item.wording)),
-    ("comparison", lambda item: (item.kind == "ages", item.wording)),
-    ("comparison", layout),
+    ("reading", frames),
+    ("comparison", lambda item: (item.question.slots, item.kind, item.wording)),
+    ("comparison", lambda item: tuple(clause.slots for clause in item.passage)),
     ("entailment", lambda item: (item.kind, item.wording)),
     ("entailment", lambda item: anonymous(item.passage[0])),
     ("entailment", lambda item: anonymous(item.question.slots[0])),
@@ -187,28 +158,27 @@ def test_who_does_not_see_all_is_at_chance(skills, other_skills, skill, seen):
 def test_what_is_counted_off_is_even(skills, skill, split):
     items = skills.split(split, "en", skill)
     n = len(items)
-    assert n == SPLITS[split][1]
-    if skill == "comparison":
-        kinds = Counter(item.kind for item in items)
-        assert kinds["chain"] == n // 2 and kinds["star"] == kinds["ages"] == n // 4
-    else:
-        features: dict[str, list[Callable[[Item], Hashable]]] = {
-            "reading": [lambda item: item.kind, target],
-            "entailment": [target, lambda item: item.kind],
-            "continuation": [lambda item: item.question.slots.index(item.answer)],
-        }
-        for feature in features[skill]:
-            counts = Counter(feature(item) for item in items).values()
-            assert max(counts) - min(counts) <= 3
+    assert n == size(split, skill)
+    features: dict[str, list[Callable[[Item], Hashable]]] = {
+        "reading": [lambda item: next(c.frame for c in item.passage if item.answer in c.slots), target],
+        "comparison": [lambda item: item.question.slots, lambda item: item.kind, target],
+        "entailment": [target, lambda item: item.kind],
+        "continuation": [lambda item: item.question.slots.index(item.answer)],
+    }
+    for feature in features[skill]:
+        counts = Counter(feature(item) for item in items).values()
+        assert max(counts) - min(counts) <= 6  # the items may end in the middle of a round
     wordings = Counter(item.wording for item in items)
     assert set(wordings) == set(range(WORDINGS))
     assert max(wordings.values()) - min(wordings.values()) <= 50
 
 
 def test_words_are_used_evenly(skills):
-    answers = Counter(item.answer for item in skills.split("pretraining", "en", "comparison"))
-    assert set(answers) == set(PEOPLE)
-    assert max(answers.values()) < 1.5 * min(answers.values())
+    for skill, place in (("reading", 0), ("comparison", 0), ("comparison", 1)):
+        items = skills.split("pretraining", "en", skill)
+        used = Counter(clause.slots[place] for item in items for clause in item.passage)
+        assert set(used) == set((PEOPLE, AGES)[place])
+        assert max(used.values()) < 1.3 * min(used.values())
 
 
 # --- what is apart ---------------------------------------------------------------------------------------------------
@@ -216,9 +186,12 @@ def test_words_are_used_evenly(skills):
 
 def said(item: Item) -> frozenset:
     """What the passage says, however it says it."""
-    return frozenset(
-        (item.skill, clause.frame, above(clause) if clause.frame == "more" else clause.slots) for clause in item.passage
-    )
+    return frozenset((item.skill, clause.frame, clause.slots) for clause in item.passage)
+
+
+def lines(skills: Skills, language: str, share: float = 0.0) -> list[str]:
+    """The documents of pre-training."""
+    return ["".join(document) for document in skills.documents(language, share)]
 
 
 def test_no_passage_is_in_two_splits(skills):
@@ -230,7 +203,7 @@ def test_no_passage_is_in_two_splits(skills):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_no_prompt_that_is_asked_is_met_before(skills, language):
     """In no text of pre-training, any language and with every item told, and in no example of fine-tuning."""
-    met = "\n\n".join(skills.documents(language, share=1.0))
+    met = "\n\n".join(lines(skills, language, share=1.0))
     met += "\n\n".join(record["prompt"] for record in skills.examples("training", language))
     start, stop = SCAFFOLD[language].split("{q}")
     for split in ASKED:
@@ -250,26 +223,19 @@ def test_no_prompt_is_shared_by_splits_or_comes_twice(skills):
 def test_another_language_is_told_words_and_no_task(skills, language):
     """No scaffold, no passage before a question, no category of a thing, no ending after its situation."""
     start, stop = (part.strip() for part in SCAFFOLD[language].split("{q}"))
-    for line in skills.documents(language):
+    for line in lines(skills, language):
         assert not any(mark in line for mark in ("\n", start, stop))
         assert len(re.findall(r"[.。?？؟]", line)) <= 2  # a question and its English
         assert line.count(STOP[language]) <= 1
 
 
 @pytest.mark.parametrize("language", OTHERS)
-def test_an_english_only_skill_is_never_told_elsewhere(skills, other_skills, language):
-    for split in ("pretraining", "training"):
-        assert {item.skill for item in skills.split(split, language)} == set(SKILLS) - {"continuation"}
-        assert skills.split(split, language, "continuation") == []
-    for split in ASKED:
+def test_an_untaught_skill_is_taught_in_english_only(skills, other_skills, language):
+    assert {item.skill for item in skills.split("training", language)} == set(SKILLS) - {"continuation"}
+    assert skills.split("training", language, "continuation") == []
+    for split in ("pretraining", *ASKED):
         assert {item.skill for item in skills.split(split, language)} == set(SKILLS)
-    told = set(skills.documents(language, share=1.0))
-    assert not told & {
-        item.prompt(language) + item.completion(language)
-        for split in SPLITS
-        for item in skills.items[split]
-        if item.skill == "continuation"
-    }
+    assert {item.skill for item in skills.split("training", "en")} == set(SKILLS)
     assert {item.skill for item in other_skills.split("training", language)} == {"entailment", "continuation"}
 
 
@@ -277,9 +243,10 @@ def test_share(skills):
     assert list(skills.tasks("zh")) == []
     some, all_of_them = list(skills.tasks("zh", share=0.1)), list(skills.tasks("zh", share=1.0))
     assert 0.08 < len(some) / len(all_of_them) < 0.12
-    assert len(all_of_them) == 3 * SPLITS["pretraining"][1]
+    every = sum(size("pretraining", skill) for skill in SKILLS)
+    assert len(all_of_them) == every
     assert set(some) < set(all_of_them)
-    assert len(list(skills.documents("en"))) == 4 * SPLITS["pretraining"][1]
+    assert len(list(skills.documents("en"))) == every
 
 
 # --- what is the same in every language ------------------------------------------------------------------------------
@@ -293,7 +260,8 @@ def test_every_word_has_every_language():
             assert all(names) and len(set(names)) == len(names)
     assert len(THINGS) == 4 * len(set(CATEGORY_OF.values()))
     assert len(SITUATIONS) == len(ENDING_OF)
-    assert all(CONVERSE[CONVERSE[word]] == word != CONVERSE[word] for word in COMPARATIVES)
+    assert list(COMPARATIVES) == ["older", "younger"]
+    assert all(10 < int(age) < 100 for age in AGES)
     assert len(WOMEN) * 2 == len(PEOPLE)
 
 
@@ -357,9 +325,6 @@ def test_texts(skills):
             "Luke has dogs", "卢克有狗", "Luca có chó", "عند لوقا كلاب", "Luka ana mbwa"),
         Clause("lacks", ("Luke", "fruit")): (
             "Luke has no fruit", "卢克没有水果", "Luca không có trái cây", "ليس عند لوقا فواكه", "Luka hana matunda"),
-        Clause("more", ("Eve", "Paul", "taller")): (
-            "Eve is taller than Paul", "夏娃比保罗高", "Eva cao hơn Phaolô", "حواء أطول من بولس",
-            "Hawa ni mrefu kuliko Paulo"),
         Clause("age", ("Noah", "61")): (
             "Noah is 61 years old", "诺亚61岁", "Nôê 61 tuổi", "عمر نوح 61 سنة", "Nuhu ana umri wa miaka 61"),
         Clause("situation", ("Sarah", "is late")): (
@@ -368,6 +333,11 @@ def test_texts(skills):
             "Paul is late", "保罗迟到了", "Phaolô bị muộn", "بولس متأخر", "Paulo amechelewa"),
         Clause("will", ("Paul", "cry")): (
             "Paul will cry", "保罗会哭", "Phaolô sẽ khóc", "بولس يبكي", "Paulo atalia"),
+        Clause("age_more", ("younger",)): (
+            "How old is the younger one?", "更年轻的人多大？", "Người nhỏ tuổi hơn bao nhiêu tuổi?",
+            "كم عمر من هو أصغر سنًا؟", "Aliye mdogo kiumri zaidi ana umri gani?"),
+        Clause("who_situation", ("is late",)): (
+            "Who is late?", "谁迟到了？", "Ai bị muộn?", "من متأخر؟", "Nani amechelewa?"),
         Clause("choose", ("Ruth", "cry", "laugh")): (
             "What will Ruth do: cry or laugh?", "露丝会做什么：哭还是大笑？", "Rút sẽ làm gì: khóc hay cười?",
             "ماذا تفعل راعوث: تبكي أم تضحك؟", "Ruthu atafanya nini: atalia au atacheka?"),
@@ -395,7 +365,7 @@ def test_the_seed_decides(skills, other_skills):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_word_is_met_in_pre_training(skills, language):
-    text = "\n".join(skills.documents(language))
+    text = "\n".join(lines(skills, language))
     for english in WORDS:
         for person in ("Mary", "John"):
             x = Item("", (), Clause("", (person,)), english, 0).completion(language)[1:]
@@ -424,7 +394,7 @@ def test_wrong_names_are_refused(skills):
         list(skills.examples("test", "zh"))
     with pytest.raises(ValueError, match=r"skill must be one of .*, not 'facts'"):
         skills.split("heldout", "zh", "facts")
-    with pytest.raises(ValueError, match=r"a skill of english_only must be one of .*, not 'facts'"):
-        Skills.build(english_only=("facts",))
-    with pytest.raises(ValueError, match="training must be 1 to 600 items per skill, not 601"):
-        Skills.build(training=601)
+    with pytest.raises(ValueError, match=r"a skill of untaught must be one of .*, not 'facts'"):
+        Skills.build(untaught=("facts",))
+    with pytest.raises(ValueError, match="training must be 1 to 300 items per skill, not 301"):
+        Skills.build(training=301)

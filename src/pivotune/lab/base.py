@@ -1,9 +1,10 @@
-"""The base model of the lab: trained by this script, shipped as package data.
+"""The base models of the lab, trained by this script. That of the facts is shipped as package data.
 
-    python -m pivotune.lab.base --output DIR [--steps N]
+    python -m pivotune.lab.base --output DIR [--task facts|skills] [--steps N]
 
 trains the tokenizer and a Llama of 5 M parameters on `pivotune.lab.text`, saves both (weights in bfloat16) with a
-`provenance.json`, and prints how many facts the model knows in each language.
+`provenance.json`, and prints how many facts the model knows in each language. With `--task skills` it is a Llama of
+1.5 M parameters on the text of `pivotune.lab.skills`, and the exact match of each skill.
 """
 
 import argparse
@@ -11,7 +12,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -29,12 +32,18 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from pivotune.lab import skills
+from pivotune.lab.skills import SKILLS, Skills
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.text import pieces, pools, stream
 from pivotune.lab.world import SPLITS, World
 
 VOCABULARY, ROWS, LENGTH = 4096, 16, 128  # a step is ROWS x LENGTH = 2,048 tokens
+SKILL_VOCABULARY = 3072
+GIVEN_WEIGHT = 0.1  # of what is given in a document of the skills; what follows from it weighs 1
 LEARNING_RATE, MUON_LEARNING_RATE, WEIGHT_DECAY, WARM_UP = 3e-3, 0.02, 0.1, 100
+
+SkillBatch = tuple[Tensor, Tensor, Tensor]
 
 
 def base_path() -> Path:
@@ -55,16 +64,25 @@ def load_base(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreT
 
 def train_tokenizer(world: World) -> PreTrainedTokenizerFast:
     """A byte-level BPE, so that any text round-trips; `<s>` is put before a text, as Llama's tokenizers do."""
+    return _tokenizer(pieces(world), VOCABULARY)
+
+
+def train_skill_tokenizer() -> PreTrainedTokenizerFast:
+    """The same on the words and frames of the skills."""
+    return _tokenizer(skills.pieces(), SKILL_VOCABULARY)
+
+
+def _tokenizer(text: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=["<s>", "</s>", "<pad>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(pieces(world), trainer)
+    tokenizer.train_from_iterator(text, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -80,16 +98,27 @@ def train_tokenizer(world: World) -> PreTrainedTokenizerFast:
 def new_model(tokenizer: PreTrainedTokenizerBase, seed: int, num_layers: int = 8) -> LlamaForCausalLM:
     """An untrained Llama of width 192, the head apart from the embeddings as in Llama-2-7B; 5.1 M parameters where it
     has 8 layers."""
+    return _llama(tokenizer, seed, layers=num_layers, width=192, inner=512, heads=6, tied=False)
+
+
+def new_skill_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
+    """An untrained Llama: 6 layers x 128, the head tied to the embeddings; 1.5 M parameters."""
+    return _llama(tokenizer, seed, layers=6, width=128, inner=320, heads=4, tied=True)
+
+
+def _llama(
+    tokenizer: PreTrainedTokenizerBase, seed: int, layers: int, width: int, inner: int, heads: int, tied: bool
+) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=192,
-            intermediate_size=512,
-            num_hidden_layers=num_layers,
-            num_attention_heads=6,
+            hidden_size=width,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
             max_position_embeddings=512,
-            tie_word_embeddings=False,
+            tie_word_embeddings=tied,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -109,7 +138,53 @@ def batches(documents: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Ite
         yield rows
 
 
-def train(model: LlamaForCausalLM, source: Iterator[Tensor], steps: int, log_every: int = 50) -> None:
+def skill_batches(of: Skills, tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[SkillBatch]:
+    """Token ids, their positions in their documents, and their weights in the loss; each [ROWS, LENGTH], without end.
+
+    A row begins with a document; what does not fit is cut off.
+    """
+    documents = stream(skills.pools(of), seed)
+    while True:
+        rows: list[list[tuple[int, int, float]]] = []
+        for _ in range(ROWS):
+            row: list[tuple[int, int, float]] = []
+            while len(row) < LENGTH:
+                given, follows = next(documents)
+                first = tokenizer(given).input_ids
+                rest = [*tokenizer(follows, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+                weights = [GIVEN_WEIGHT] * len(first) + [1.0] * len(rest)
+                row += zip(first + rest, range(len(weights)), weights, strict=True)
+            rows.append(row[:LENGTH])
+        ids, positions, of_loss = (torch.tensor([[token[k] for token in row] for row in rows]) for k in range(3))
+        yield ids, positions, of_loss
+
+
+def row_loss(model: LlamaForCausalLM, rows: Tensor) -> Tensor:
+    """The mean over all tokens."""
+    loss: Tensor = model(input_ids=rows, labels=rows).loss
+    return loss
+
+
+def skill_loss(model: LlamaForCausalLM, batch: SkillBatch) -> Tensor:
+    """The weighted mean over all tokens. A document does not see the one before it in the row.
+
+    Without a cache the model takes positions that start again for the border between two documents. Seen together, the
+    people and things of other passages keep a model as small as this one from learning to read at all.
+    """
+    ids, positions, weights = batch
+    logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, :-1]
+    of_token = cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    weights = weights[:, 1:].flatten()
+    return (of_token * weights).sum() / weights.sum()
+
+
+def train(
+    model: LlamaForCausalLM,
+    source: Iterator[Any],
+    steps: int,
+    log_every: int = 50,
+    loss_of: Callable[[LlamaForCausalLM, Any], Tensor] = row_loss,
+) -> None:
     """Train in place, in bfloat16 autocast with float32 weights; linear warm-up, then cosine to a tenth.
 
     Muon for the matrices inside the layers, AdamW for the rest: early losses come in two thirds of AdamW's steps.
@@ -132,9 +207,9 @@ def train(model: LlamaForCausalLM, source: Iterator[Tensor], steps: int, log_eve
     model.set_attn_implementation("eager")  # on a CPU the backward pass of the fused kernel is the slower one
     model.train()
     start, total = time.time(), 0.0
-    for step, rows in zip(range(1, steps + 1), source, strict=False):
+    for step, batch in zip(range(1, steps + 1), source, strict=False):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = model(input_ids=rows, labels=rows).loss
+            loss = loss_of(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
@@ -180,33 +255,61 @@ def scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: Wo
     }
 
 
+def skill_scores(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, of: Skills
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Exact match per language, split and skill."""
+    return {
+        language: {
+            split: {
+                skill: round(exact_match(model, tokenizer, list(of.examples(split, language, skill))), 4)
+                for skill in SKILLS
+            }
+            for split in ("development", "heldout")
+        }
+        for language in LANGUAGES
+    }
+
+
 def main() -> None:
     """Train, save, score: see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m pivotune.lab.base", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder to write the model to")
+    parser.add_argument("--task", choices=("facts", "skills"), default="facts", help="what it is to be good at")
     parser.add_argument("--steps", type=int, default=2000, help=f"steps of {ROWS * LENGTH} tokens")
     parser.add_argument("--seed", type=int, default=0, help="seed of the splits, the text order and the weights")
     arguments = parser.parse_args()
 
-    world = World.build(arguments.seed)
-    tokenizer = train_tokenizer(world)
-    model = new_model(tokenizer, arguments.seed)
-    print(f"{len(world.facts)} facts, {model.num_parameters():,} parameters", flush=True)
+    seed, steps = arguments.seed, arguments.steps
     start = time.time()
-    train(model, batches(stream(pools(world), arguments.seed), tokenizer), arguments.steps)
+    score: Callable[[], Mapping[str, Any]]
+    if arguments.task == "facts":
+        world = World.build(seed)
+        tokenizer = train_tokenizer(world)
+        model = new_model(tokenizer, seed)
+        print(f"{len(world.facts)} facts, {model.num_parameters():,} parameters", flush=True)
+        train(model, batches(stream(pools(world), seed), tokenizer), steps)
+        task, score = "", partial(scores, model, tokenizer, world)
+    else:
+        items = Skills.build(seed)
+        tokenizer = train_skill_tokenizer()
+        model = new_skill_model(tokenizer, seed)
+        print(f"{len(SKILLS)} skills, {model.num_parameters():,} parameters", flush=True)
+        train(model, skill_batches(items, tokenizer, seed), steps, loss_of=skill_loss)
+        task, score = " --task skills", partial(skill_scores, model, tokenizer, items)
     minutes = (time.time() - start) / 60
 
     model.bfloat16().save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)
     model.float()  # the scores are those of the rounded weights that were saved
     provenance = {
-        "command": f"python -m pivotune.lab.base --output DIR --steps {arguments.steps} --seed {arguments.seed}",
-        "steps": arguments.steps,
-        "tokens": arguments.steps * ROWS * LENGTH,
+        "command": f"python -m pivotune.lab.base --output DIR{task} --steps {steps} --seed {seed}",
+        "steps": steps,
+        "tokens": steps * ROWS * LENGTH,
         "minutes": round(minutes, 1),
         "versions": {"python": sys.version.split()[0]}
         | {package: version(package) for package in ("torch", "transformers", "tokenizers", "babel", "phonenumbers")},
-        "exact_match": scores(model, tokenizer, world),
+        "exact_match": score(),
     }
     (arguments.output / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
     print(json.dumps(provenance, indent=2))

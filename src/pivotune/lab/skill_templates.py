@@ -22,17 +22,13 @@ WOMEN: Table = {
     "Mary": ("玛丽", "Maria", "مريم", "Maria"),
     "Sarah": ("萨拉", "Sara", "سارة", "Sara"),
     "Ruth": ("露丝", "Rút", "راعوث", "Ruthu"),
-    "Deborah": ("黛博拉", "Đêbôra", "دبورة", "Debora"),
-    "Elizabeth": ("伊丽莎白", "Êlisabét", "إليصابات", "Elizabeti"),
     "Rachel": ("蕾切尔", "Rakhen", "راحيل", "Raheli"),
     "Rebecca": ("丽贝卡", "Rêbêca", "رفقة", "Rebeka"),
     "Eve": ("夏娃", "Eva", "حواء", "Hawa"),
     "Hannah": ("汉娜", "Anna", "حنة", "Anna"),
     "Lydia": ("莉迪亚", "Lyđia", "ليديا", "Lidia"),
-    "Judith": ("朱迪思", "Giuđitha", "يهوديت", "Yudithi"),
     "Esther": ("埃丝特", "Étte", "إستير", "Esta"),
     "Leah": ("利亚", "Lêa", "ليئة", "Lea"),
-    "Dinah": ("黛娜", "Đina", "دينة", "Dina"),
     "Martha": ("玛莎", "Mácta", "مرتا", "Marta"),
     "Julia": ("朱莉娅", "Giulia", "جوليا", "Yulia"),
 }
@@ -43,15 +39,11 @@ MEN: Table = {
     "Joseph": ("约瑟夫", "Giuse", "يوسف", "Yusufu"),
     "David": ("大卫", "Đavít", "داود", "Daudi"),
     "Daniel": ("丹尼尔", "Đanien", "دانيال", "Danieli"),
-    "Jacob": ("雅各布", "Giacóp", "يعقوب", "Yakobo"),
     "Simon": ("西蒙", "Simôn", "سمعان", "Simoni"),
     "Moses": ("摩西", "Môsê", "موسى", "Musa"),
     "Noah": ("诺亚", "Nôê", "نوح", "Nuhu"),
     "Luke": ("卢克", "Luca", "لوقا", "Luka"),
-    "Thomas": ("托马斯", "Tôma", "توما", "Tomaso"),
     "Adam": ("亚当", "Ađam", "آدم", "Adamu"),
-    "Samuel": ("塞缪尔", "Samuen", "صموئيل", "Samweli"),
-    "Philip": ("菲利普", "Philípphê", "فيلبس", "Filipo"),
     "Mark": ("马克", "Máccô", "مرقس", "Marko"),
 }
 PLACES: Table = {
@@ -105,26 +97,6 @@ THINGS: Table = {
 COMPARATIVES: Table = {
     "older": ("年长", "lớn tuổi", "أكبر سنًا", "mkubwa kiumri"),
     "younger": ("年轻", "nhỏ tuổi", "أصغر سنًا", "mdogo kiumri"),
-    "taller": ("高", "cao", "أطول", "mrefu"),
-    "shorter": ("矮", "thấp", "أقصر", "mfupi"),
-    "richer": ("富有", "giàu", "أغنى", "tajiri"),
-    "poorer": ("贫穷", "nghèo", "أفقر", "maskini"),
-    "stronger": ("强壮", "khỏe", "أقوى", "mwenye nguvu"),
-    "weaker": ("虚弱", "yếu", "أضعف", "dhaifu"),
-    "heavier": ("重", "nặng", "أثقل وزنًا", "mzito"),
-    "lighter": ("轻", "nhẹ", "أخف وزنًا", "mwepesi"),
-}
-SUPERLATIVES: Table = {
-    "oldest": ("年长", "lớn tuổi", "الأكبر سنًا", "mkubwa kiumri"),
-    "youngest": ("年轻", "nhỏ tuổi", "الأصغر سنًا", "mdogo kiumri"),
-    "tallest": ("高", "cao", "الأطول", "mrefu"),
-    "shortest": ("矮", "thấp", "الأقصر", "mfupi"),
-    "richest": ("富有", "giàu", "الأغنى", "tajiri"),
-    "poorest": ("贫穷", "nghèo", "الأفقر", "maskini"),
-    "strongest": ("强壮", "khỏe", "الأقوى", "mwenye nguvu"),
-    "weakest": ("虚弱", "yếu", "الأضعف", "dhaifu"),
-    "heaviest": ("重", "nặng", "الأثقل وزنًا", "mzito"),
-    "lightest": ("轻", "nhẹ", "الأخف وزنًا", "mwepesi"),
 }
 SITUATIONS: Table = {
     "is hungry": ("饿了", "đang đói", "جائع(|ة)", "ana njaa"),
@@ -182,15 +154,14 @@ LABELS: Table = {
     "maybe": ("也许", "có lẽ", "ربما", "labda"),
 }
 
+AGES = [str(age) for age in range(20, 100, 10)]
+
 PEOPLE: Table = WOMEN | MEN
-TABLES = (PEOPLE, PLACES, CATEGORIES, THINGS, COMPARATIVES, SUPERLATIVES, SITUATIONS, ENDINGS, LABELS)
+TABLES = (PEOPLE, PLACES, CATEGORIES, THINGS, COMPARATIVES, SITUATIONS, ENDINGS, LABELS)
+PHRASES = frozenset(PLACES | SITUATIONS | ENDINGS)
 WORDS: Table = {english: row for table in TABLES for english, row in table.items()}
 
 CATEGORY_OF = {thing: list(CATEGORIES)[k // 4] for k, thing in enumerate(THINGS)}
-CONVERSE = {  # "older" of "younger" and the other way round
-    word: list(COMPARATIVES)[k + 1 if k % 2 == 0 else k - 1] for k, word in enumerate(COMPARATIVES)
-}
-SUPERLATIVE_OF = dict(zip(COMPARATIVES, SUPERLATIVES, strict=True))
 ENDING_OF = dict(zip(SITUATIONS, ENDINGS, strict=True))
 
 # Situations whose endings are not told apart well enough, one way or the other: who is sick may go to sleep, too.
@@ -223,7 +194,6 @@ STATEMENTS = {
         "at": ("{0} is {1}",),
         "has": ("{0} has {1}",),
         "lacks": ("{0} has no {1}",),
-        "more": ("{0} is {2} than {1}",),
         "age": ("{0} is {1} years old",),
         "situation": ("{0} {1}",),
         "will": ("{0} will {1}",),
@@ -232,7 +202,6 @@ STATEMENTS = {
         "at": ("{0}{1}",),
         "has": ("{0}有{1}",),
         "lacks": ("{0}没有{1}",),
-        "more": ("{0}比{1}{2}",),
         "age": ("{0}{1}岁",),
         "situation": ("{0}{1}",),
         "will": ("{0}会{1}",),
@@ -241,7 +210,6 @@ STATEMENTS = {
         "at": ("{0} {1}",),
         "has": ("{0} có {1}",),
         "lacks": ("{0} không có {1}",),
-        "more": ("{0} {2} hơn {1}",),
         "age": ("{0} {1} tuổi",),
         "situation": ("{0} {1}",),
         "will": ("{0} sẽ {1}",),
@@ -250,7 +218,6 @@ STATEMENTS = {
         "at": ("{0} {1}",),
         "has": ("عند {0} {1}",),
         "lacks": ("ليس عند {0} {1}",),
-        "more": ("{0} {2} من {1}",),
         "age": ("عمر {0} {1} سنة",),
         "situation": ("{0} {1}",),
         "will": ("{0} {1}",),
@@ -259,7 +226,6 @@ STATEMENTS = {
         "at": ("{0} yuko {1}",),
         "has": ("{0} ana {1}",),
         "lacks": ("{0} hana {1}",),
-        "more": ("{0} ni {2} kuliko {1}",),
         "age": ("{0} ana umri wa miaka {1}",),
         "situation": ("{0} {1}",),
         "will": ("{0} {1}",),
@@ -273,7 +239,12 @@ QUESTIONS = {
         "who_at": ("Who is {0}?", "Which person is {0}?", "Do you know who is {0}?"),
         "what": ("What does {0} have?", "What is it that {0} has?", "Do you know what {0} has?"),
         "who_has": ("Who has {0}?", "Which person has {0}?", "Do you know who has {0}?"),
-        "who_most": ("Who is the {0}?", "Which person is the {0}?", "Do you know who is the {0}?"),
+        "who_situation": ("Who {0}?", "Which person {0}?", "Do you know who {0}?"),
+        "age_more": (
+            "How old is the {0} one?",
+            "What age is the {0} one?",
+            "Do you know how old the {0} one is?",
+        ),
         "entails": ("Is it true that {0}?", "Does it follow that {0}?", "Can we say that {0}?"),
         "choose": (
             "What will {0} do: {1} or {2}?",
@@ -286,7 +257,8 @@ QUESTIONS = {
         "who_at": ("谁{0}？", "哪个人{0}？", "你知道谁{0}吗？"),
         "what": ("{0}有什么？", "{0}都有什么？", "你知道{0}有什么吗？"),
         "who_has": ("谁有{0}？", "哪个人有{0}？", "你知道谁有{0}吗？"),
-        "who_most": ("谁最{0}？", "哪个人最{0}？", "你知道谁最{0}吗？"),
+        "who_situation": ("谁{0}？", "哪个人{0}？", "你知道谁{0}吗？"),
+        "age_more": ("更{0}的人多大？", "更{0}的人多少岁？", "你知道更{0}的人多大吗？"),
         "entails": ("{0}，这是真的吗？", "是不是可以推出{0}？", "是不是可以说{0}？"),
         "choose": (
             "{0}会做什么：{1}还是{2}？",
@@ -299,7 +271,12 @@ QUESTIONS = {
         "who_at": ("Ai {0}?", "Người nào {0}?", "Bạn có biết ai {0} không?"),
         "what": ("{0} có gì?", "Thứ mà {0} có là gì?", "Bạn có biết {0} có gì không?"),
         "who_has": ("Ai có {0}?", "Người nào có {0}?", "Bạn có biết ai có {0} không?"),
-        "who_most": ("Ai {0} nhất?", "Người nào {0} nhất?", "Bạn có biết ai {0} nhất không?"),
+        "who_situation": ("Ai {0}?", "Người nào {0}?", "Bạn có biết ai {0} không?"),
+        "age_more": (
+            "Người {0} hơn bao nhiêu tuổi?",
+            "Tuổi của người {0} hơn là bao nhiêu?",
+            "Bạn có biết người {0} hơn bao nhiêu tuổi không?",
+        ),
         "entails": ("Có đúng là {0} không?", "Từ đó suy ra {0}, đúng không?", "Nói rằng {0} có đúng không?"),
         "choose": (
             "{0} sẽ làm gì: {1} hay {2}?",
@@ -312,7 +289,8 @@ QUESTIONS = {
         "who_at": ("من {0}؟", "أي شخص {0}؟", "هل تعرف من {0}؟"),
         "what": ("ماذا عند {0}؟", "ما الذي عند {0}؟", "هل تعرف ماذا عند {0}؟"),
         "who_has": ("من عنده {0}؟", "أي شخص عنده {0}؟", "هل تعرف من عنده {0}؟"),
-        "who_most": ("من {0}؟", "أي شخص هو {0}؟", "هل تعرف من {0}؟"),
+        "who_situation": ("من {0}؟", "أي شخص {0}؟", "هل تعرف من {0}؟"),
+        "age_more": ("كم عمر من هو {0}؟", "ما عمر من هو {0}؟", "هل تعرف كم عمر من هو {0}؟"),
         "entails": ("هل هذا صحيح: {0}؟", "هل نستنتج ما يلي: {0}؟", "هل يمكن القول: {0}؟"),
         "choose": (
             "ماذا (يفعل|تفعل) {0}: {1} أم {2}؟",
@@ -325,10 +303,11 @@ QUESTIONS = {
         "who_at": ("Nani yuko {0}?", "Ni mtu gani aliye {0}?", "Je, unajua nani yuko {0}?"),
         "what": ("{0} ana nini?", "Ni kitu gani ambacho {0} anacho?", "Je, unajua {0} ana nini?"),
         "who_has": ("Nani ana {0}?", "Ni mtu gani mwenye {0}?", "Je, unajua nani ana {0}?"),
-        "who_most": (
-            "Nani ni {0} kuliko wote?",
-            "Ni mtu gani ambaye ni {0} kuliko wote?",
-            "Je, unajua nani ni {0} kuliko wote?",
+        "who_situation": ("Nani {0}?", "Ni mtu gani {0}?", "Je, unajua nani {0}?"),
+        "age_more": (
+            "Aliye {0} zaidi ana umri gani?",
+            "Aliye {0} zaidi ana umri wa miaka mingapi?",
+            "Je, unajua aliye {0} zaidi ana umri gani?",
         ),
         "entails": (
             "Je, ni kweli kwamba {0}?",
@@ -344,11 +323,12 @@ QUESTIONS = {
 }
 FRAMES = {language: STATEMENTS[language] | QUESTIONS[language] for language in LANGUAGES}
 
-# Dictionary lines, {e} in English and {x} in the language: MEANS for words and sentences, GLOSSARY for words only.
-MEANS = "{x} means {e}"
+# Dictionary lines, without what they end in: the English after MEANS, for words and sentences, and the word of the
+# language after GLOSSARY.
+MEANS = "{x} means"
 GLOSSARY = {
-    "zh": "{e}翻译过来就是{x}。",
-    "vi": "{e} dịch ra là {x}.",
-    "ar": "العبارة {e} معناها {x}.",
-    "sw": "{e} maana yake ni {x}.",
+    "zh": "{e}翻译过来就是",
+    "vi": "{e} dịch ra là",
+    "ar": "العبارة {e} معناها",
+    "sw": "{e} maana yake ni",
 }

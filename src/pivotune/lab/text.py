@@ -17,18 +17,21 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Generic, TypeVar
 
 from pivotune.lab.templates import GLOSSARY, LANGUAGES, MEANING, QUESTIONS, SCAFFOLD, STATEMENTS, USAGE
 from pivotune.lab.world import World, mixed_statement, mixed_turn
 
+Document = TypeVar("Document")
+
 
 @dataclass(frozen=True)
-class Pool:
+class Pool(Generic[Document]):
     """Documents of one kind; `weight` is the share of the documents that are drawn from it."""
 
     language: str
     kind: str
-    documents: tuple[str, ...]
+    documents: tuple[Document, ...]
     weight: float
 
 
@@ -44,7 +47,7 @@ WEIGHTS: Weights = {
 }
 
 
-def pools(world: World, weights: Weights = WEIGHTS) -> list[Pool]:
+def pools(world: World, weights: Weights = WEIGHTS) -> list[Pool[str]]:
     """All text of pre-training."""
     kinds = {"facts": _facts, "names": _names, "subjects": _subjects, "mixed": _mixed}
     return [
@@ -54,10 +57,10 @@ def pools(world: World, weights: Weights = WEIGHTS) -> list[Pool]:
     ]
 
 
-def stream(source: Sequence[Pool], seed: int) -> Iterator[str]:
+def stream(source: Sequence[Pool[Document]], seed: int) -> Iterator[Document]:
     """Documents without end: a pool by weight, and within a pool every document once before any comes twice."""
     rng = random.Random(seed)
-    queues: list[list[str]] = [[] for _ in source]
+    queues: list[list[Document]] = [[] for _ in source]
     while True:
         i = rng.choices(range(len(source)), [pool.weight for pool in source])[0]
         if not queues[i]:
