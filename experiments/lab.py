@@ -234,7 +234,7 @@ class LearningRate(Grid):
         chosen = {name: _best_rate(name, of_rate) for name, of_rate in scores.items()}
         if not (self.options.shorter or self.options.learning_rate):
             self._keep(chosen, scores)
-        return results.learning_rates(scores, chosen)
+        return results.learning_rates(scores, chosen, self.lab.task.name)
 
     def _keep(self, chosen: Mapping[str, float], scores: Mapping[str, Mapping[float, float | None]]) -> None:
         """Into the file; other rows' rates stay, if they were chosen on this base and these data."""

@@ -226,7 +226,9 @@ def ablations(
     )
 
 
-def learning_rates(scores: Mapping[str, Mapping[float, float | None]], chosen: Mapping[str, float]) -> str:
+def learning_rates(
+    scores: Mapping[str, Mapping[float, float | None]], chosen: Mapping[str, float], task: str = "facts"
+) -> str:
     """Development scores by rate, the chosen one in bold."""
     rates = list(next(iter(scores.values())))
     body = []
@@ -239,7 +241,7 @@ def learning_rates(scores: Mapping[str, Mapping[float, float | None]], chosen: M
     return "\n\n".join(
         part
         for part in [
-            f"Exact match in percent on development facts, {ALL}, mean over seeds that are used for nothing else. "
+            f"Exact match in percent on development {task}, {ALL}, mean over seeds that are used for nothing else. "
             "Bold: chosen.",
             table(["learning rate", *(f"{rate:g}" for rate in rates)], body, markdown=True),
             note,
