@@ -10,7 +10,6 @@ shipped base; one base of each kind and one seed of each row show no more than l
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import shlex
@@ -32,11 +31,12 @@ from transformers.utils import logging
 
 from experiments import results, statistics
 from experiments.bottleneck import answer
-from experiments.cells import environment, read_result, write_result
+from experiments.cells import Lab, environment, read_result, write_result
 from experiments.cost import steps_of
-from experiments.lab import RATES
+from experiments.lab import RATES, chosen_rate
 from experiments.results import ALL
 from pivotune.checkpoint import load_run
+from pivotune.errors import PivotuneError, check_choice
 from pivotune.lab import base
 from pivotune.lab.settings import EPOCHS, TFT, TRAINING, by_name
 from pivotune.lab.templates import LANGUAGES, SCAFFOLD
@@ -133,7 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/bases"), help="where results are kept")
     parser.add_argument("--results", type=Path, help="file to write the section to, e.g. RESULTS.md")
     options = parser.parse_args(given)
-    wanted = [one for one in VARIANTS if not options.variants or one.name in options.variants.split("; ")]
+    names = [name.strip() for name in (options.variants or "").split(";") if name.strip()]
+    for name in names:
+        check_choice("variants", name, [one.name for one in VARIANTS])
+    wanted = [one for one in VARIANTS if not names or one.name in names]
     where = environment()
     with ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for variant, _ in zip(wanted, pool.map(partial(measure, options.folder, where), wanted), strict=True):
@@ -185,15 +188,14 @@ def measure(folder: Path, where: Mapping[str, Any], variant: Variant) -> None:
         "foreign": foreign,
         "rows": {"base": examine(model_folder, questions, questions["development"])},
     }
-    rates = json.loads(RATES.read_text(encoding="utf-8"))
-    chosen = next(content["chosen"] for content in rates.values())
+    shipped = Lab(str(base.base_path()), "facts", tuple(languages))  # whose rates all bases take
     for row in ROWS:
         run = train_row(
             row.at_layers((choice.conversion_layer, choice.thinking_layer)),
             model_folder,
             records,
             place / row.name,
-            learning_rate=chosen[row.name],
+            learning_rate=chosen_rate(row, shipped, RATES),
             max_steps=steps_of(len(records), TRAINING["per_device_train_batch_size"], EPOCHS),
             seed=0,
             disable_tqdm=True,
@@ -301,4 +303,7 @@ def _table(row: Mapping[str, Any], mode: str, languages: Sequence[str]) -> np.nd
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except PivotuneError as error:
+        sys.exit(f"error: {error}")

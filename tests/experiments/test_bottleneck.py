@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from experiments import bases, bottleneck, statistics
 from experiments.bottleneck import LINKS, _Last, answer, link_of
 from experiments.results import KINDS, kind_of
 from pivotune.anatomy import Anatomy
+from pivotune.errors import PivotuneError
 from pivotune.lab.base import load_base
 from pivotune.lab.settings import BASE, TFT
 from pivotune.lab.templates import LANGUAGES
@@ -134,6 +136,11 @@ def test_bases_differ_in_what_their_name_says() -> None:
         assert more.heldout(language) == plain.heldout(language)
         assert set(plain.known(language)) < set(more.known(language))
         assert set(more.training(language)) < set(plain.training(language))
+
+
+def test_an_unknown_variant_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(PivotuneError, match=r"variants.*13 layers"):
+        bases.main(["--variants", "as shipped; 13 layers", "--folder", str(tmp_path)])
 
 
 def test_switched_text_says_known_facts_only() -> None:
