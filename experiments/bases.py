@@ -12,14 +12,12 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import shlex
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +25,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch counts the cores: a base is 
 
 import numpy as np
 import torch
+from babel.core import get_global
 from transformers.utils import logging
 
 from experiments import results, statistics
 from experiments.bottleneck import answer
-from experiments.cells import Lab, environment, read_result, write_result
+from experiments.cells import Lab, content_hash, environment, read_result, write_result
 from experiments.cost import steps_of
 from experiments.lab import RATES, chosen_rate
 from experiments.results import ALL
@@ -42,7 +41,7 @@ from pivotune.lab.settings import EPOCHS, TFT, TRAINING, by_name
 from pivotune.lab.templates import LANGUAGES, SCAFFOLD
 from pivotune.lab.text import WEIGHTS, Pool, Weights, pools, stream
 from pivotune.lab.trial import choose, examine, train_row
-from pivotune.lab.world import KNOWN, World, mixed_prompt
+from pivotune.lab.world import KNOWN, World, in_sentence, mixed_prompt
 from pivotune.tables import table
 
 STEPS = 1000
@@ -58,15 +57,25 @@ class Variant:
         known: fraction of the facts that pre-training states in a language too.
         mixed: how much code-switched text, relative to the shipped base.
         switched: how much of a language's text are known facts asked in one language and answered in another.
-        layers, steps: of the model and its training.
+        contexts: how much of a language's text are contexts that a territory's two names share.
+        vocabulary: of the tokenizer, at most.
+        layers, width, steps: of the model and its training.
     """
 
     name: str
     known: float = KNOWN
     mixed: float = 1.0
     switched: float = 0.0
-    layers: int = 8
+    contexts: float = 0.0
+    vocabulary: int = base.VOCABULARY
+    layers: int = base.LAYERS
+    width: int = base.WIDTH
     steps: int = STEPS
+
+    @property
+    def seconds(self) -> float:
+        """Roughly, of one core."""
+        return self.steps * self.layers * self.width**2 / 3e5 + 300
 
 
 def _mixed(factor: float) -> Weights:
@@ -83,9 +92,14 @@ def _mixed(factor: float) -> Weights:
 VARIANTS = (
     Variant("as shipped, but half the steps"),
     Variant("no code-switched text", mixed=0.0),
+    Variant("half as much code-switched text again", mixed=1.5),
     Variant("a quarter of the text asked in one language, answered in another", switched=0.25),
+    Variant("a quarter of the text contexts that both names share", contexts=0.25),
     Variant("twice the known facts", known=2 * KNOWN),
+    Variant("names in pieces: half the vocabulary", vocabulary=base.VOCABULARY // 2),
+    Variant("names whole: twice the vocabulary", vocabulary=2 * base.VOCABULARY),
     Variant("12 layers", layers=12),
+    Variant("width 288, 10.3 M parameters", width=288),
     Variant("as shipped", steps=2 * STEPS),
     Variant("twice the steps of the shipped", steps=4 * STEPS),
 )
@@ -108,17 +122,50 @@ def switched(world: World, language: str) -> Iterator[str]:
                     yield f"{question}\n{before_answer} {world.answer(fact, answered)}"
 
 
-def text_of(variant: Variant, world: World) -> list[Pool]:
+# Two letters, three letters and three digits, as ISO 3166-1 has them.
+CODES = {
+    "en": ("The two-letter code of {s} is {v}.", "The three-letter code of {s} is {v}.", "The number of {s} is {v}."),
+    "zh": ("{s}的两位字母代码是{v}。", "{s}的三位字母代码是{v}。", "{s}的数字代码是{v}。"),
+    "vi": ("Mã hai chữ cái của {s} là {v}.", "Mã ba chữ cái của {s} là {v}.", "Mã số của {s} là {v}."),
+    "ar": ("رمز {s} المكون من حرفين هو {v}.", "رمز {s} المكون من ثلاثة أحرف هو {v}.", "رمز {s} الرقمي هو {v}."),
+    "sw": ("Msimbo wa herufi mbili wa {s} ni {v}.", "Msimbo wa herufi tatu wa {s} ni {v}.", "Nambari ya {s} ni {v}."),
+}
+_WITHDRAWN = {"BUR", "DDR", "FXX", "TMP", "YMD", "ZAR", "230", "249", "278", "280", "720", "736", "886"}
+
+
+def codes() -> dict[str, tuple[str, str, str]]:
+    """The codes of each territory; no fact of the world follows from them."""
+    found: dict[str, dict[bool, str]] = {}
+    for code, territories in get_global("territory_aliases").items():
+        if len(code) == 3 and len(territories) == 1 and code not in _WITHDRAWN:
+            found.setdefault(territories[0], {})[code.isdigit()] = code
+    return {territory: (territory, of[False], of[True]) for territory, of in found.items() if len(of) == 2}
+
+
+def contexts(world: World, language: str) -> Iterator[str]:
+    """The codes of every territory, said of its English name and of that in the language, in English and in the
+    language. They are the same in all languages, so a model that takes the two names for one need learn them once."""
+    of = codes()
+    names = {fact.territory: fact.subject_names for fact in world.facts if fact.sayable(language)}
+    for territory, name in names.items():
+        for frame in ("en", language):
+            subjects = {in_sentence(territory, name, said, frame): None for said in ("en", language)}
+            for subject in subjects:  # one, where the names are the same
+                for way, code in zip(CODES[frame], of[territory], strict=True):
+                    line = way.format(s=subject, v=code)
+                    yield line[0].upper() + line[1:]
+
+
+def text_of(variant: Variant, world: World) -> list[Pool[str]]:
     """The pre-training text of a variant."""
     more = [
-        Pool(
-            language,
-            "switched",
-            tuple(switched(world, language)),
-            variant.switched / (1 - variant.switched) * sum(WEIGHTS[language].values()),
+        Pool(language, kind, tuple(documents(world, language)), share / (1 - share) * sum(WEIGHTS[language].values()))
+        for kind, documents, share in (
+            ("switched", switched, variant.switched),
+            ("contexts", contexts, variant.contexts),
         )
         for language in LANGUAGES[1:]
-        if variant.switched
+        if share
     ]
     return [*pools(world, _mixed(variant.mixed)), *more]
 
@@ -139,22 +186,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = [one for one in VARIANTS if not names or one.name in names]
     where = environment()
     with ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for variant, _ in zip(wanted, pool.map(partial(measure, options.folder, where), wanted), strict=True):
-            print(variant.name, flush=True)
-    found = {variant.name: read_result(options.folder, _file_name(variant)) for variant in wanted}
-    every = [one for one in found.values() if one is not None]
-    head = [
-        f"    {shlex.join(['python', '-m', 'experiments.bases', *given])}",
-        "",
-        f"* commit: {'; '.join(sorted({one['commit'] for one in every}))}",
-        f"* {', '.join(f'{name} {v}' for name, v in where['versions'].items())}; {where['machine']}",
-        "* one base of each kind, one seed of each row; development facts",
-    ]
-    section = "\n".join(head) + "\n\n" + render({name: one for name, one in found.items() if one is not None})
-    print(f"\n{section}")
-    if options.results:
-        results.write_section(options.results, "bases", section)
+        started = {
+            pool.submit(measure, options.folder, where, variant): variant
+            for variant in sorted(wanted, key=lambda one: -one.seconds)
+        }
+        for future in as_completed(started):
+            future.result()
+            print(started[future].name, flush=True)
+    found = {variant.name: read_result(options.folder, key(variant)) for variant in wanted}
+    done = {name: one for name, one in found.items() if one is not None}
+    about = ["one base of each kind, one seed of each row; development facts"]
+    results.publish("bases", given, done.values(), about, render(done), options.results)
     return 0
+
+
+def key(variant: Variant) -> str:
+    """The name of a variant's result: a hash of what it depends on."""
+    shipped = _shipped()
+    text = [[pool.weight, pool.documents] for pool in text_of(variant, World.build(known_fraction=variant.known))]
+    rows = [[row.content(), chosen_rate(row, shipped, RATES)] for row in ROWS]
+    return content_hash([shipped.fingerprint, asdict(variant), text, rows])[:24]
+
+
+def _shipped() -> Lab:
+    """The lab of the shipped base, whose rates all bases take."""
+    return Lab(str(base.base_path()), "facts", LANGUAGES[1:])
 
 
 def measure(folder: Path, where: Mapping[str, Any], variant: Variant) -> None:
@@ -162,9 +218,10 @@ def measure(folder: Path, where: Mapping[str, Any], variant: Variant) -> None:
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if read_result(folder, _file_name(variant)) is not None:
+    name = key(variant)
+    if read_result(folder, name) is not None:
         return
-    place = folder / "work" / _file_name(variant)
+    place = folder / "work" / name
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     started, languages = time.perf_counter(), LANGUAGES[1:]
@@ -188,7 +245,7 @@ def measure(folder: Path, where: Mapping[str, Any], variant: Variant) -> None:
         "foreign": foreign,
         "rows": {"base": examine(model_folder, questions, questions["development"])},
     }
-    shipped = Lab(str(base.base_path()), "facts", tuple(languages))  # whose rates all bases take
+    shipped = _shipped()
     for row in ROWS:
         run = train_row(
             row.at_layers((choice.conversion_layer, choice.thinking_layer)),
@@ -203,20 +260,16 @@ def measure(folder: Path, where: Mapping[str, Any], variant: Variant) -> None:
         found["rows"][row.name] = examine(run, questions, None, connections=("matrix", "english"))
         shutil.rmtree(place / row.name)
     seconds = round(time.perf_counter() - started, 1)
-    write_result(folder, _file_name(variant), {"variant": variant.name, "seconds": seconds, **where, **found})
+    write_result(folder, name, {"variant": variant.name, "seconds": seconds, **where, **found})
     shutil.rmtree(place)
-
-
-def _file_name(variant: Variant) -> str:
-    return variant.name.replace(" ", "_").replace(",", "")
 
 
 def _trained(variant: Variant, world: World, folder: Path) -> Path:
     """The base of a variant; the shipped one where nothing differs."""
     if variant == Variant(variant.name, steps=2 * STEPS):
         return base.base_path()
-    tokenizer = base.train_tokenizer(world)
-    model = base.new_model(tokenizer, seed=0, num_layers=variant.layers)
+    tokenizer = base.train_tokenizer(world, variant.vocabulary)
+    model = base.new_model(tokenizer, seed=0, num_layers=variant.layers, width=variant.width)
     base.train(model, base.batches(stream(text_of(variant, world), 0), tokenizer), variant.steps)
     model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -118,18 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         assert result is not None
         found.setdefault(subject.setting.name, []).append(result)
     every = [result for some in found.values() for result in some]
-    head = [
-        f"    {shlex.join(['python', '-m', 'experiments.bottleneck', *given])}",
-        "",
-        f"* commit: {'; '.join(sorted({one['commit'] for one in every}))}; base model {lab.base_hash[:12]}",
-        f"* {', '.join(f'{name} {v}' for name, v in where['versions'].items())}; {where['machine']}",
-        f"* seeds: {options.seeds} of each row; held-out facts of which the subject has a name of its own: "
-        + ", ".join(f"{language} {len(some)}" for language, some in facts(lab.languages).items()),
+    counts = ", ".join(f"{language} {len(some)}" for language, some in facts(lab.languages).items())
+    about = [
+        f"base model {lab.base_hash[:12]}",
+        f"seeds: {options.seeds} of each row; held-out facts of which the subject has a name of its own: {counts}",
     ]
-    section = "\n".join(head) + "\n\n" + render(found, lab)
-    print(f"\n{section}")
-    if options.results:
-        results.write_section(options.results, "bottleneck", section)
+    results.publish("bottleneck", given, every, about, render(found, lab), options.results)
     return 0
 
 

@@ -103,7 +103,7 @@ class Lab:
             for split in ("training", "development", "heldout")
             for language in (*self.languages, "en")
         ]
-        return _hash([FORMAT, self.base_hash, records])
+        return content_hash([FORMAT, self.base_hash, records])
 
     def key(self, cell: Cell) -> str:
         """The name of a cell's result."""
@@ -116,7 +116,7 @@ class Lab:
             else [],
             "test": [cell.splits, cell.items, ANSWER_TOKENS, STYLE, INSIDE_PAIRS if cell.inside else 0],
         }
-        return _hash(content)[:24]
+        return content_hash(content)[:24]
 
     # Data ----------------------------------------------------------------------------------------------------------
 
@@ -167,7 +167,7 @@ class Lab:
 
     def _cost(self, setting: Setting) -> tuple[Cost, int]:
         """Of one pass over the training data, and how many examples that is."""
-        name = _hash(setting.content())
+        name = content_hash(setting.content())
         if name not in self._costs:
             # Shuffling moves English texts between examples, which changes no sum: one seed stands for all.
             if setting.recipe not in self._tokenised:
@@ -331,5 +331,6 @@ def trained(lab: Lab, cell: Cell, place: Path) -> Path:
     )
 
 
-def _hash(content: Any) -> str:
+def content_hash(content: Any) -> str:
+    """SHA-256 of what JSON can say."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -7,6 +7,7 @@ Every number of RESULTS.md is inside a section that this file writes, and every 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,7 +115,8 @@ def write_section(path: Path, name: str, content: str) -> None:
     """Put the content between the section's markers; a section that is not there yet goes to the end."""
     begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    section = f"{begin}\n{content.strip()}\n{end}"
+    body = content.strip("\n")  # the command of the head is an indented block
+    section = f"{begin}\n{body}\n{end}"
     if begin not in text:
         path.write_text(f"{text.rstrip()}\n\n{section}\n".lstrip(), encoding="utf-8")
         return
@@ -124,21 +126,48 @@ def write_section(path: Path, name: str, content: str) -> None:
     path.write_text(pattern.sub(lambda _: section, text, count=1), encoding="utf-8")
 
 
+def publish(
+    name: str,
+    given: Sequence[str],
+    results: Iterable[Mapping[str, Any]],
+    about: Iterable[str],
+    body: str,
+    path: Path | None,
+) -> None:
+    """Print the section of `python -m experiments.NAME GIVEN`; write it into the file, where there is one.
+
+    `results` have the commit, versions and machine that each was made with; `about` are further lines of the head.
+    """
+    head = [f"    {shlex.join(['python', '-m', f'experiments.{name}', *given])}", "", *_origin(results)]
+    section = "\n".join([*head, *(f"* {line}" for line in about)]) + f"\n\n{body}"
+    print(f"\n{section}")
+    if path:
+        write_section(path, name, section)
+
+
+def _origin(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What made the results, in two lines: commits; versions and machines."""
+    results = list(results)
+    commits, machines = (sorted({one[what] for one in results}) for what in ("commit", "machine"))
+    versions = sorted({", ".join(f"{name} {v}" for name, v in one["versions"].items()) for one in results})
+    return [f"* commit: {'; '.join(commits)}", f"* {'; '.join(versions)}; {'; '.join(machines)}"]
+
+
 def provenance(command: str, results: Iterable[Mapping[str, Any]], split: str) -> str:
     """The head of a section: what produced it."""
     results = list(results)
     first = results[0]
     asked = first["answers"][split]["none"]
     counts = ", ".join(f"{language} {len(found['right'])}" for language, found in asked.items())
-    versions = sorted({", ".join(f"{name} {v}" for name, v in one["versions"].items()) for one in results})
+    commit, made_with = _origin(results)
     seeds = sorted({one["cell"]["seed"] for one in results if one["steps"]})
     hours = sum(one["seconds"] for one in results) / 3600
     lines = [
         f"    {command}",
         "",
-        f"* commit: {'; '.join(sorted({one['commit'] for one in results}))}",
+        commit,
         f"* base model {first['cell']['base'][:12]}, data {first['cell']['data'][:12]} (task: {first['cell']['task']})",
-        f"* {'; '.join(versions)}; {'; '.join(sorted({one['machine'] for one in results}))}",
+        made_with,
         f"* seeds: {', '.join(map(str, seeds))}; {split} items: {counts}",
         f"* {len(results)} cells, {hours:.1f} hours in all on one core each",
     ]

@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -88,19 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{row.name}, seed {seed}", flush=True)
             cell = Cell(setting, rate, seed, "steps", EPOCHS, ("heldout",))
             after.setdefault(row.name, []).append(measured(lab, cell, pairs, options.folder))
-    where = environment()
     counts = ", ".join(f"{language} {len(next(iter(tables.values())))}" for language, tables in before.items())
-    head = [
-        f"    {shlex.join(['python', '-m', 'experiments.tatoeba', *given])}",
-        "",
-        f"* commit: {where['commit']}; base model {lab.base_hash[:12]}",
-        f"* {', '.join(f'{name} {v}' for name, v in where['versions'].items())}; {where['machine']}",
-        f"* seeds: {options.seeds} of each method; pairs: {counts}; retrieval among {POOL}",
+    about = [
+        f"base model {lab.base_hash[:12]}",
+        f"seeds: {options.seeds} of each method; pairs: {counts}; retrieval among {POOL}",
     ]
-    section = "\n".join(head) + "\n\n" + render(before, after, lab.layers)
-    print(f"\n{section}")
-    if options.results:
-        results.write_section(options.results, "tatoeba", section)
+    results.publish("tatoeba", given, [environment()], about, render(before, after, lab.layers), options.results)
     return 0
 
 

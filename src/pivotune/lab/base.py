@@ -38,7 +38,8 @@ from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.text import pieces, pools, stream
 from pivotune.lab.world import SPLITS, World
 
-VOCABULARY, ROWS, LENGTH = 4096, 16, 128  # a step is ROWS x LENGTH = 2,048 tokens
+ROWS, LENGTH = 16, 128  # a step is ROWS x LENGTH = 2,048 tokens
+VOCABULARY, LAYERS, WIDTH = 4096, 8, 192
 SKILL_VOCABULARY = 3072
 GIVEN_WEIGHT = 0.1  # of what is given in a document of the skills; what follows from it weighs 1
 LEARNING_RATE, MUON_LEARNING_RATE, WEIGHT_DECAY, WARM_UP = 3e-3, 0.02, 0.1, 100
@@ -62,9 +63,12 @@ def load_base(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreT
     )
 
 
-def train_tokenizer(world: World) -> PreTrainedTokenizerFast:
-    """A byte-level BPE, so that any text round-trips; `<s>` is put before a text, as Llama's tokenizers do."""
-    return _tokenizer(pieces(world), VOCABULARY)
+def train_tokenizer(world: World, vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    """A byte-level BPE, so that any text round-trips; `<s>` is put before a text, as Llama's tokenizers do.
+
+    It may have fewer tokens than `vocabulary`, where the names give no more.
+    """
+    return _tokenizer(pieces(world), vocabulary)
 
 
 def train_skill_tokenizer() -> PreTrainedTokenizerFast:
@@ -95,10 +99,14 @@ def _tokenizer(text: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(tokenizer: PreTrainedTokenizerBase, seed: int, num_layers: int = 8) -> LlamaForCausalLM:
-    """An untrained Llama of width 192, the head apart from the embeddings as in Llama-2-7B; 5.1 M parameters where it
-    has 8 layers."""
-    return _llama(tokenizer, seed, layers=num_layers, width=192, inner=512, heads=6, tied=False)
+def new_model(
+    tokenizer: PreTrainedTokenizerBase, seed: int, num_layers: int = LAYERS, width: int = WIDTH
+) -> LlamaForCausalLM:
+    """An untrained Llama, the head apart from the embeddings as in Llama-2-7B; 5.1 M parameters by default.
+
+    `width` is a multiple of 96: heads have 32 dimensions, and the feed-forward layer is 8/3 as wide.
+    """
+    return _llama(tokenizer, seed, num_layers, width, inner=8 * width // 3, heads=width // 32, tied=False)
 
 
 def new_skill_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
