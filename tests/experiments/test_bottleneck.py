@@ -1,24 +1,20 @@
-"""The questions of the bottleneck and of the bases ask what they say, and a patch is where it should be."""
+"""The questions of the bottleneck ask what they say, and a patch is where it should be."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from experiments import bases, bottleneck, statistics
+from experiments import bottleneck, statistics
 from experiments.bottleneck import LINKS, _Last, answer, link_of
 from experiments.results import KINDS, kind_of
 from pivotune.anatomy import Anatomy
-from pivotune.errors import PivotuneError
 from pivotune.lab.base import load_base
 from pivotune.lab.settings import BASE, TFT
-from pivotune.lab.templates import LANGUAGES
-from pivotune.lab.text import WEIGHTS
 from pivotune.lab.world import World, mixed_prompt
 
 
@@ -123,41 +119,6 @@ def test_a_score_over_different_items_stays_a_score() -> None:
     draw = np.random.default_rng(0)
     same = (draw.random((3, 50)) < 0.4).astype(float)
     assert statistics.ratio(same, np.ones(50)) == pytest.approx(statistics.interval(same))
-
-
-def test_bases_differ_in_what_their_name_says() -> None:
-    assert bases._mixed(1.0) == WEIGHTS
-    for factor in (0.0, 1.5):
-        for language, shares in bases._mixed(factor).items():
-            assert sum(shares.values()) == pytest.approx(sum(WEIGHTS[language].values()))
-            assert shares.get("mixed", 0.0) == pytest.approx(factor * WEIGHTS[language].get("mixed", 0.0))
-    plain, more = World.build(), World.build(known_fraction=0.4)
-    for language in LANGUAGES[1:]:
-        assert more.heldout(language) == plain.heldout(language)
-        assert set(plain.known(language)) < set(more.known(language))
-        assert set(more.training(language)) < set(plain.training(language))
-
-
-def test_an_unknown_variant_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(PivotuneError, match=r"variants.*13 layers"):
-        bases.main(["--variants", "as shipped; 13 layers", "--folder", str(tmp_path)])
-
-
-def test_switched_text_says_known_facts_only() -> None:
-    world = World.build()
-    hidden = {language: [*world.heldout(language), *world.training(language)] for language in LANGUAGES[1:]}
-    lines = list(bases.switched(world, "zh"))
-    assert any(line.startswith("Question: ") and "\n答案： " in line for line in lines)
-    assert any(line.startswith("问题：") and "\nAnswer: " in line for line in lines)
-    first = {line.partition("\n")[0] for line in lines}
-    for language, some in hidden.items():
-        asked = {world.prompt(fact, language, k).partition("\n")[0] for fact in some for k in range(3)}
-        assert not asked & first
-    weights = {
-        (pool.language, pool.kind): pool.weight for pool in bases.text_of(bases.Variant("x", switched=0.25), world)
-    }
-    of_zh = sum(weight for (language, _), weight in weights.items() if language == "zh")
-    assert weights["zh", "switched"] == pytest.approx(of_zh / 4)
 
 
 def test_the_wording_of_a_mixed_question() -> None:

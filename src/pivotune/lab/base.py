@@ -36,6 +36,7 @@ from pivotune.lab import skills
 from pivotune.lab.skills import SKILLS, Skills
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.text import pieces, pools, stream
+from pivotune.lab.trial import Record, ask
 from pivotune.lab.world import SPLITS, World
 
 ROWS, LENGTH = 16, 128  # a step is ROWS x LENGTH = 2,048 tokens
@@ -232,23 +233,10 @@ def train(
     model.eval()
 
 
-@torch.inference_mode()
-def exact_match(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Mapping[str, Any]],
-    batch_size: int = 128,
-) -> float:
+def exact_match(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Record]) -> float:
     """The fraction of the examples (see `World.examples`) that the model completes word for word (greedy)."""
-    right = 0
-    for at in range(0, len(examples), batch_size):
-        batch = examples[at : at + batch_size]
-        prompts = [example["prompt"] for example in batch]
-        inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
-        output = model.generate(**inputs, max_new_tokens=32, do_sample=False)  # type: ignore[operator]
-        said = tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
-        right += sum(text == example["completion"] for text, example in zip(said, batch, strict=True))
-    return right / len(examples)
+    right = ask(model, tokenizer, {"": examples})[""]["right"]
+    return sum(right) / len(right)
 
 
 def scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World) -> dict[str, dict[str, float]]:
