@@ -29,11 +29,12 @@ from babel.core import get_global
 from transformers.utils import logging
 
 from experiments import results, statistics
-from experiments.bottleneck import answer
+from experiments.bottleneck import answer, carried
 from experiments.cells import Lab, content_hash, environment, read_result, write_result
 from experiments.cost import steps_of
 from experiments.lab import RATES, chosen_rate
 from experiments.results import ALL
+from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import load_run
 from pivotune.errors import PivotuneError, check_choice
 from pivotune.lab import base
@@ -41,7 +42,7 @@ from pivotune.lab.settings import EPOCHS, TFT, TRAINING, by_name
 from pivotune.lab.templates import LANGUAGES, SCAFFOLD
 from pivotune.lab.text import WEIGHTS, Pool, Weights, pools, stream
 from pivotune.lab.trial import choose, examine, train_row
-from pivotune.lab.world import KNOWN, World, in_sentence, mixed_prompt
+from pivotune.lab.world import KNOWN, Fact, World, in_sentence, mixed_prompt
 from pivotune.tables import table
 
 STEPS = 1000
@@ -232,17 +233,25 @@ def measure(folder: Path, where: Mapping[str, Any], variant: Variant) -> None:
     choice = choose(opened.model, opened.tokenizer, records)
     questions = {"development": {language: list(world.examples("development", language)) for language in LANGUAGES}}
     # The wording does not rotate here: what is asked is whether the fact is found by the subject's own name.
-    foreign = {}
+    foreign: dict[str, list[int]] = {}
+    own_name: dict[str, list[Fact]] = {}
     for language in languages:
         some = [
             fact for fact in world.development(language) if fact.subject_names[language] != fact.subject_names["en"]
         ]
         said = answer(opened.model, opened.tokenizer, [mixed_prompt(fact, "en", language) for fact in some])
-        foreign[language] = [int(a == fact.value_names["en"]) for a, fact in zip(said, some, strict=True)]
+        foreign[language] = _right(said, some, "en")
+        own_name[language] = [fact for fact in some if fact.value_names[language] != fact.value_names["en"]]
+    with torch.inference_mode():
+        lent = carried(Anatomy(opened.model), opened.tokenizer, own_name)
     found: dict[str, Any] = {
         "choice": [choice.conversion_layer, choice.thinking_layer, choice.found],
         "entropy": [float(value) for value in choice.curves["target"].mean],
         "foreign": foreign,
+        "carried": {
+            place: {language: _right(said, own_name[language], language) for language, said in of_language.items()}
+            for place, of_language in lent.items()
+        },
         "rows": {"base": examine(model_folder, questions, questions["development"])},
     }
     shipped = _shipped()
@@ -262,6 +271,10 @@ def measure(folder: Path, where: Mapping[str, Any], variant: Variant) -> None:
     seconds = round(time.perf_counter() - started, 1)
     write_result(folder, name, {"variant": variant.name, "seconds": seconds, **where, **found})
     shutil.rmtree(place)
+
+
+def _right(said: Sequence[str], of: Sequence[Fact], language: str) -> list[int]:
+    return [int(a == fact.value_names[language]) for a, fact in zip(said, of, strict=True)]
 
 
 def _trained(variant: Variant, world: World, folder: Path) -> Path:
@@ -291,11 +304,13 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> str:
             for what in ("english_mass", "question_cosine")
         )
         foreign = np.mean([np.mean(right) for right in one["foreign"].values()])
+        lent = [np.mean([np.mean(right) for right in of.values()]) for of in one["carried"].values()]
         inside.append(
             [
                 name,
                 f"{100 * _table(rows['base'], 'none', ['en']).mean():.1f}",
                 f"{100 * foreign:.1f}",
+                f"{100 * lent[0]:.1f}; {100 * max(lent[1:]):.1f} at {1 + int(np.argmax(lent[1:]))}",
                 f"{'two drops' if two_drops else 'no two drops'}, {i} and {j}",
                 f"{100 * mass.max():.1f} % at {1 + int(mass.argmax())}",
                 f"{cosine.max():.2f} at {1 + int(cosine.argmax())}",
@@ -314,11 +329,15 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> str:
             "English counterpart.",
             _inside(found["as shipped"]) if "as shipped" in found else "",
             "The bases. Foreign subject: English questions in which the subject alone has its name in another "
-            "language. Layers: what the rule finds. English mass: the largest probability that the lens gives to a "
-            "first token of the English answer, and its layer. Cosine of the question to its English counterpart: the "
-            "largest, and its layer.",
+            "language. English lent: own questions right in the own language, first without, then with the content of "
+            "the English pass at the token before the answer (`carried` in `experiments.bottleneck`), behind the layer "
+            "where this does most. Layers: what the rule finds. English mass: the largest probability that the lens "
+            "gives to a first token of the English answer, and its layer. Cosine of the question to its English "
+            "counterpart: the largest, and its layer.",
             table(
-                ["base", "English, %", "foreign subject, %", "layers", "English mass", "cosine"], inside, markdown=True
+                ["base", "English, %", "foreign subject, %", "English lent, %", "layers", "English mass", "cosine"],
+                inside,
+                markdown=True,
             ),
             f"The rows: exact match on development facts in percent, {ALL}; the methods' difference from TFT [95 % "
             "interval over facts].",

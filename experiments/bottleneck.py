@@ -269,6 +269,50 @@ def patches(anatomy: Anatomy, tokenizer: Any) -> dict[str, Given]:
     return found
 
 
+def carried(anatomy: Anatomy, tokenizer: Any, asked: Mapping[str, Sequence[Fact]]) -> dict[str, Given]:
+    """The own question, with the English pass's residual stream behind layer l put in, less what makes it English.
+
+    That is the stream of the own question plus the difference of the English question from the mean English one, less
+    its own difference from the mean own one; at the token before the answer's first word. Where content and language
+    are apart, so that a layer has the one in other directions than the other, the answer is said in the own language.
+    (The difference of means as the direction of a language: Dumas et al., ACL 2025, average over languages instead.)
+    """
+    found: dict[str, Given] = {}
+    for language, some in asked.items():
+        pairs = [(link_of("whole", fact, language), link_of("fact", fact, language)[0]) for fact in some]
+        # Some answers begin with a token that is the blank alone: the prompt ends behind it.
+        own = [prompt + " " * _blank(tokenizer, value) for (prompt, value), _ in pairs]
+        said_by = {"nothing": answer(anatomy.lm, tokenizer, own)}
+        streams = [_residual(anatomy, tokenizer, prompts) for prompts in (own, [english for _, english in pairs])]
+        for layer in range(1, anatomy.num_layers + 1):
+            own_Nd, english_Nd = (stream[layer] for stream in streams)
+            put_Nd = english_Nd - english_Nd.mean(0) + own_Nd.mean(0)
+            said = said_by[f"layer {layer}"] = []
+            for start in range(0, len(own), BATCH):
+                with _Last(anatomy, {("residual", layer): put_Nd[start : start + BATCH]}):
+                    said += answer(anatomy.lm, tokenizer, own[start : start + BATCH])
+        for name, said in said_by.items():
+            found.setdefault(name, {})[language] = said
+    return found
+
+
+def _blank(tokenizer: Any, value: str) -> bool:
+    (first, *_) = tokenizer(f" {value}", add_special_tokens=False).input_ids
+    return bool(tokenizer.decode([first]) == " ")
+
+
+def _residual(anatomy: Anatomy, tokenizer: Any, prompts: Sequence[str]) -> dict[int, Tensor]:
+    """Layer -> (N, d), the residual stream behind it at the last token of each prompt."""
+    found: dict[int, list[Tensor]] = {}
+    for start in range(0, len(prompts), BATCH):
+        with _Last(anatomy) as last:
+            answer(anatomy.lm, tokenizer, prompts[start : start + BATCH], max_new_tokens=1)
+        for (part, layer), seen_Bd in last.seen.items():
+            if part == "residual":
+                found.setdefault(layer, []).append(seen_Bd)
+    return {layer: torch.cat(some) for layer, some in found.items()}
+
+
 class _Last:
     """Reads, and where told so replaces, what the modules give at the prompt's last token (prompts padded left).
 

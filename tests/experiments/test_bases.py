@@ -131,12 +131,24 @@ def test_the_table(world: World) -> None:
         "choice": [1, 2, False],
         "entropy": [3.0, 2.0, 1.0],
         "foreign": {language: [1, 0, 0, 0] for language in OTHERS},
+        "carried": {
+            place: {language: [1] * right + [0] * (10 - right) for language in OTHERS}
+            for place, right in (("nothing", 3), ("layer 1", 4), ("layer 2", 6), ("layer 3", 0))
+        },
         "rows": {"base": row(4, 4) | {"inside": inside}, "TFT": row(2, 2), "feature": row(2, 2), "CC": row(2, 1)},
     }
     text = bases.render({"as shipped": one, "12 layers": one})
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n") if line.startswith("|")]
     of_base = [line for line in lines if line[0] == "12 layers"]
-    assert of_base[0] == ["12 layers", "100.0", "25.0", "no two drops, 1 and 2", "30.0 % at 2", "0.30 at 2"]
+    assert of_base[0] == [
+        "12 layers",
+        "100.0",
+        "25.0",
+        "30.0; 60.0 at 2",
+        "no two drops, 1 and 2",
+        "30.0 % at 2",
+        "0.30 at 2",
+    ]
     assert [float(cell) for cell in of_base[1][1:3]] == pytest.approx([25, 50], abs=1)
     assert of_base[1][3] == of_base[1][4] and of_base[1][3].startswith("+0.0") and of_base[1][5].startswith("+50")
     assert [line for line in lines if line[0] == "entropy, nats"] == [["entropy, nats", "3.00", "2.00", "1.00"]]
