@@ -7,6 +7,7 @@ Four questions, each answered by an intervention on trained models:
 * links: is a step missing (the subject's name, the fact, the value's name), or do known steps not follow each other?
 * reading: is the English answer known in the middle and not said, or not known? Every layer is asked for it.
 * patches: what of the English pass carries the answer at the last token, the only place that CC-Tuning connects?
+  And is it said in the own language, once what makes it English is taken off?
 * connections: does a connected model listen to the English question, and to which?
 
 The same rows, rates and seeds as in the grids of `experiments.lab`; held-out facts, nothing is chosen on them here.
@@ -53,9 +54,9 @@ from pivotune.tables import table
 BATCH = 64
 LOGITS, FEATURE, CC = by_name("logits"), by_name("feature"), by_name("CC")
 ASKED: Mapping[str, Sequence[str]] = {
-    BASE.name: ("links", "reading", "patches"),
-    TFT.name: ("links", "reading", "patches"),
-    LOGITS.name: ("links", "reading"),
+    BASE.name: ("links", "reading", "patches", "carried"),
+    TFT.name: ("links", "reading", "patches", "carried"),
+    LOGITS.name: ("links", "reading", "carried"),
     FEATURE.name: ("links",),
     CC.name: ("links", "connections"),
 }
@@ -73,7 +74,7 @@ LINKS = {
 PARTS = ("attention", "feed_forward")
 
 Given = dict[str, list[str]]
-"""By language, the answers to its held-out facts, in their order."""
+"""By language, the answers to its held-out facts (`carried`: to those of `_all_named`), in their order."""
 
 
 @dataclass(frozen=True)
@@ -130,14 +131,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(folder: Path, where: Mapping[str, Any], subject: Subject) -> None:
-    """Train a row and ask it; what has a result already is left."""
+    """Train a row and ask it; what has a result already is left, unless there is more to ask by now."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     lab = _lab()
     cell = subject.cell(lab)
     key = lab.key(cell)
-    if read_result(folder, key) is not None:
+    wanted = ASKED[subject.setting.name]
+    if (done := read_result(folder, key)) is not None and done.keys() >= set(wanted):
         return
     place = folder / "work" / key
     shutil.rmtree(place, ignore_errors=True)  # of a run that was interrupted
@@ -152,10 +154,11 @@ def measure(folder: Path, where: Mapping[str, Any], subject: Subject) -> None:
         "links": lambda: links(run.model, run.tokenizer),
         "reading": lambda: reading(anatomy, run.tokenizer),
         "patches": lambda: patches(anatomy, run.tokenizer),
+        "carried": lambda: carried(anatomy, run.tokenizer, _all_named()),
         "connections": lambda: connections(run, lab),
     }
     with torch.inference_mode():
-        found = {name: parts[name]() for name in ASKED[subject.setting.name]}
+        found = {name: parts[name]() for name in wanted}
     write_result(folder, key, {"row": subject.setting.name, "seed": subject.seed, **where, **found})
     shutil.rmtree(place)
 
@@ -184,6 +187,13 @@ def _foreign(fact: Fact, language: str) -> bool:
 def _named(fact: Fact, language: str) -> bool:
     """Whether the value has a name of its own in the language: calling codes have none."""
     return fact.value_names[language] != fact.value_names["en"]
+
+
+def _all_named() -> dict[str, list[Fact]]:
+    """Those of `facts` whose value has a name of its own too."""
+    return {
+        language: [fact for fact in some if _named(fact, language)] for language, some in facts(LANGUAGES[1:]).items()
+    }
 
 
 def links(model: Any, tokenizer: Any) -> dict[str, Given]:
@@ -399,9 +409,9 @@ def answer(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: i
 
 
 def render(found: Mapping[str, Sequence[Mapping[str, Any]]], lab: Lab) -> str:
-    """Four tables, a sentence on how to read each."""
+    """The tables, a sentence on how to read each."""
     of_language = facts(lab.languages)
-    named = {language: [fact for fact in some if _named(fact, language)] for language, some in of_language.items()}
+    named = _all_named()
     counts = ", ".join(f"{language} {len(some)}" for language, some in named.items())
     parts = [
         "### Links",
@@ -420,7 +430,13 @@ def render(found: Mapping[str, Sequence[Mapping[str, Any]]], lab: Lab) -> str:
         "The model is given its own question; at the prompt's last token parts of the pass over the English question "
         "take the place of its own. Below, English questions without one part's outputs at the last token. Percent of "
         f"the answers, {ALL}, mean over seeds.",
-        *(f"{row}:\n\n{_patches(found[row], named)}" for row in (BASE.name, TFT.name)),
+        *(f"{row}:\n\n{_patches(found[row], 'patches', named)}" for row in (BASE.name, TFT.name)),
+        "### Do content and language come apart?",
+        "The same with the whole residual stream behind one layer, at the token before the answer, less what makes it "
+        "English: the English question's difference from the mean of all English questions is put in place of the own "
+        "one's difference from the mean of all own ones. Where a layer keeps content and language apart, the right "
+        "answer is said in the own language.",
+        *(f"{row}:\n\n{_patches(found[row], 'carried', named)}" for row in (BASE.name, TFT.name, LOGITS.name)),
         "### What a connected model listens to",
         f"Row: {CC.name}. Percent of the answers, {ALL}, mean over seeds. Last column: the answer to the question "
         "whose English was lent, in the language.",
@@ -538,15 +554,18 @@ def _thought(
     return table(heads, body, markdown=True)
 
 
-def _patches(some: Sequence[Mapping[str, Any]], of_language: Mapping[str, Sequence[Fact]]) -> str:
+def _patches(some: Sequence[Mapping[str, Any]], part: str, of_language: Mapping[str, Sequence[Fact]]) -> str:
     kinds: dict[str, dict[str, float]] = {}
     either: dict[str, dict[str, float]] = {}
     for one in some:
-        for name, given in one["patches"].items():
+        for name, given in one[part].items():
             into, by_language = kinds.setdefault(name, dict.fromkeys(KINDS, 0.0)), either.setdefault(name, {})
             for language, asked in of_language.items():
                 others = {fact.value_names[language] for fact in facts([language])[language]}
-                for fact, said in _said(given, language, asked):
+                of_fact = (
+                    zip(asked, given[language], strict=True) if part == "carried" else _said(given, language, asked)
+                )
+                for fact, said in of_fact:
                     kind = kind_of(said, (fact.value_names[language], fact.value_names["en"]), others)
                     share = 1 / (len(asked) * len(some))
                     into[kind] += share / len(of_language)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,6 +85,56 @@ def test_patches_go_where_they_are_told(opened: tuple[Anatomy, Any]) -> None:
     assert not any(module._forward_hooks for module in anatomy.lm.modules())
 
 
+def test_what_is_carried_is_the_other_question_less_its_language(opened: tuple[Anatomy, Any]) -> None:
+    """By hand, one question at a time. With the own questions lent to themselves nothing changes."""
+    anatomy, tokenizer = opened
+    some = {"ar": [fact for fact in bottleneck._all_named()["ar"]][:7], "zh": bottleneck._all_named()["zh"][:5]}
+    with torch.inference_mode():
+        found = bottleneck.carried(anatomy, tokenizer, some)
+        for language, asked in some.items():
+            own, english = ([link_of(name, fact, language)[0] for fact in asked] for name in ("whole", "fact"))
+            assert found["nothing"][language] == answer(anatomy.lm, tokenizer, own)
+            if language == "zh":  # whose answers begin with a blank of its own
+                own = [f"{prompt} " for prompt in own]
+                first = tokenizer(f" {asked[0].value_names['zh']}", add_special_tokens=False).input_ids[0]
+                assert tokenizer(own[0]).input_ids[-1] == first
+            for layer in (2, anatomy.num_layers):
+                own_Nd, english_Nd = (
+                    torch.stack([_states(anatomy, tokenizer, prompt)[layer] for prompt in prompts])
+                    for prompts in (own, english)
+                )
+                put_Nd = own_Nd.mean(0) + english_Nd - english_Nd.mean(0)
+                said = []
+                for prompt, put_d in zip(own, put_Nd, strict=True):
+                    with _Last(anatomy, {("residual", layer): put_d[None]}):
+                        said += answer(anatomy.lm, tokenizer, [prompt])
+                assert said == found[f"layer {layer}"][language]
+
+
+def _states(anatomy: Anatomy, tokenizer: Any, prompt: str) -> tuple[torch.Tensor, ...]:
+    """Behind each layer, at the last token; the last one before the final norm."""
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    with _Last(anatomy) as last:
+        anatomy.lm(**inputs)
+    return (torch.empty(0), *(last.seen["residual", layer][0] for layer in range(1, anatomy.num_layers + 1)))
+
+
+def test_results_that_lack_a_part_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = bottleneck.Subject(BASE, 0)
+    key = bottleneck._lab().key(subject.cell(bottleneck._lab()))
+    for part in ("links", "reading", "patches", "carried"):
+        monkeypatch.setattr(bottleneck, part, lambda *_, part=part: {part: {}})
+    where = {"commit": "one"}
+    bottleneck.measure(tmp_path, where, subject)
+    bottleneck.measure(tmp_path, {"commit": "two"}, subject)
+    assert json.loads((tmp_path / f"{key}.json").read_text())["commit"] == "one"
+    less = {"row": BASE.name, "links": {}, "commit": "one"}
+    (tmp_path / f"{key}.json").write_text(json.dumps(less))
+    bottleneck.measure(tmp_path, {"commit": "two"}, subject)
+    found = json.loads((tmp_path / f"{key}.json").read_text())
+    assert found["commit"] == "two" and found["carried"] == {"carried": {}}
+
+
 def test_every_table_is_written(opened: tuple[Anatomy, Any], few: None) -> None:
     anatomy, tokenizer = opened
     with torch.inference_mode():
@@ -90,6 +142,7 @@ def test_every_table_is_written(opened: tuple[Anatomy, Any], few: None) -> None:
             "links": bottleneck.links(anatomy.lm, tokenizer),
             "reading": bottleneck.reading(anatomy, tokenizer),
             "patches": bottleneck.patches(anatomy, tokenizer),
+            "carried": bottleneck.carried(anatomy, tokenizer, bottleneck._all_named()),
         }
     lab = bottleneck._lab()
     said = {
