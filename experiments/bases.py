@@ -103,6 +103,7 @@ VARIANTS = (
     Variant("width 288, 10.3 M parameters", width=288),
     Variant("as shipped", steps=2 * STEPS),
     Variant("twice the steps of the shipped", steps=4 * STEPS),
+    Variant("steps as shipped, more code-switched text, answers in another", mixed=1.5, switched=0.25, steps=2 * STEPS),
 )
 
 
