@@ -8,7 +8,8 @@ Four questions, each answered by an intervention on trained models:
 * reading: is the English answer known in the middle and not said, or not known? Every layer is asked for it.
 * patches: what of the English pass carries the answer at the last token, the only place that CC-Tuning connects?
   And is it said in the own language, once what makes it English is taken off?
-* connections: does a connected model listen to the English question, and to which?
+* connections: does a connected model listen to the English question, and to which? Is the Transform Matrix short of
+  pairs, or of knowledge?
 
 The same rows, rates and seeds as in the grids of `experiments.lab`; held-out facts, nothing is chosen on them here.
 """
@@ -42,7 +43,7 @@ from experiments.results import ALL, KINDS, kind_of
 from experiments.tasks import shuffled
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import load_run
-from pivotune.connection import Connection, connect
+from pivotune.connection import Connection, NormalEquations, RunningR2, connect
 from pivotune.errors import PivotuneError
 from pivotune.lab.base import base_path
 from pivotune.lab.settings import ANSWER_TOKENS, BASE, EPOCHS, TFT, Setting, by_name
@@ -58,7 +59,7 @@ ASKED: Mapping[str, Sequence[str]] = {
     TFT.name: ("links", "reading", "patches", "carried"),
     LOGITS.name: ("links", "reading", "carried"),
     FEATURE.name: ("links",),
-    CC.name: ("links", "connections"),
+    CC.name: ("links", "connections", "matrices"),
 }
 """What each row is asked; a patch and a connection say little of a row that is not made for them."""
 
@@ -72,6 +73,16 @@ LINKS = {
     "whole": WHOLE,
 }
 PARTS = ("attention", "feed_forward")
+
+MATRICES = {
+    # name -> the questions it is fitted on, and whether languages and layers have one each
+    "fitted on all training questions": ("training", False, False),
+    "and one per language": ("training", True, False),
+    "fitted on development questions": ("development", False, False),
+    "fitted on training and development questions": ("both", False, False),
+    "fitted on the very questions asked": ("heldout", False, False),
+    "and one per language and layer": ("heldout", True, True),
+}
 
 Given = dict[str, list[str]]
 """By language, the answers to its held-out facts (`carried`: to those of `_all_named`), in their order."""
@@ -150,12 +161,13 @@ def measure(folder: Path, where: Mapping[str, Any], subject: Subject) -> None:
         device="cpu",
     )
     anatomy = Anatomy(run.model)
-    parts: dict[str, Callable[[], dict[str, Given]]] = {
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
         "links": lambda: links(run.model, run.tokenizer),
         "reading": lambda: reading(anatomy, run.tokenizer),
         "patches": lambda: patches(anatomy, run.tokenizer),
         "carried": lambda: carried(anatomy, run.tokenizer, _all_named()),
         "connections": lambda: connections(run, lab),
+        "matrices": lambda: matrices(run, lab),
     }
     with torch.inference_mode():
         found = {name: parts[name]() for name in wanted}
@@ -383,6 +395,65 @@ def connections(run: Any, lab: Lab) -> dict[str, Given]:
     }
 
 
+def matrices(run: Any, lab: Lab) -> dict[str, dict[str, Any]]:
+    """A connected model with other Transform Matrices: {"given": answers, "r2": on the questions asked} of each.
+
+    Those fitted on the very questions asked know what no user has. They bound what a linear map can lend.
+    """
+    trained_parts = run.connection_tensors()
+    assert trained_parts is not None
+    config, decision_maker, _ = trained_parts
+    plain = Connection(run.model, config, decision_maker)
+    asked = {language: _records(lab, language) for language in lab.languages}
+    records = {
+        split: {language: list(lab.task.examples(split, language)) for language in lab.languages}
+        for split in ("training", "development")
+    } | {"heldout": asked}
+    pairs = {
+        split: {language: _activations(plain, run.tokenizer, some) for language, some in of_language.items()}
+        for split, of_language in records.items()
+    }
+    pairs["both"] = {
+        language: tuple(torch.cat(sides, dim=1) for sides in zip(pairs["training"][language], more, strict=True))
+        for language, more in pairs["development"].items()
+    }
+    found: dict[str, dict[str, Any]] = {}
+    for name, (split, per_language, per_layer) in MATRICES.items():
+        r2, given = RunningR2(lab.num_layers, plain.anatomy.hidden_size), {}
+        for language in lab.languages:
+            fitted = [pairs[split][language]] if per_language else list(pairs[split].values())
+            matrix = _fit(fitted, per_layer, config.ridge)
+            connection = Connection(run.model, config, decision_maker, matrix)
+            connect(run.model, connection, "none")
+            given[language] = ask(run.model, run.tokenizer, {language: asked[language]}, "matrix")[language]["given"]
+            own_LNd, english_LNd = pairs["heldout"][language]
+            r2.add(connection.transform(own_LNd.transpose(0, 1)).transpose(0, 1), english_LNd)
+        found[name] = {"given": given, "r2": r2.overall()}
+    return found
+
+
+def _activations(connection: Connection, tokenizer: Any, records: Sequence[Record]) -> tuple[Tensor, ...]:
+    """The feed-forward activations at the last token of the questions and of their English, (L, N, d) each."""
+    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for start in range(0, len(records), BATCH):
+        batch = records[start : start + BATCH]
+        for side, texts in zip(sides, (batch, [record["english"] for record in batch]), strict=True):
+            prompts = [text["prompt"] for text in texts]
+            inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
+            side.append(connection.activations(inputs.input_ids, inputs.attention_mask).transpose(0, 1))
+    return tuple(torch.cat(side, dim=1) for side in sides)
+
+
+def _fit(pairs: Sequence[tuple[Tensor, ...]], per_layer: bool, ridge: float) -> Tensor:
+    """The Transform Matrix of these pairs, as `fit_transform_matrix` fits it."""
+    layers, _, size = pairs[0][0].shape
+    equations = NormalEquations(layers if per_layer else 1, size)
+    for own_LNd, english_LNd in pairs:
+        equations.add(*(x if per_layer else x.flatten(0, 1)[None] for x in (own_LNd, english_LNd)))
+    weight = equations.solve(ridge).float()
+    return weight if per_layer else weight[0]
+
+
 def _records(lab: Lab, language: str) -> list[Record]:
     wanted = {fact.id for fact in facts([language])[language]}
     return [record for record in lab.task.examples("heldout", language) if item(record) in wanted]
@@ -441,6 +512,10 @@ def render(found: Mapping[str, Sequence[Mapping[str, Any]]], lab: Lab) -> str:
         f"Row: {CC.name}. Percent of the answers, {ALL}, mean over seeds. Last column: the answer to the question "
         "whose English was lent, in the language.",
         _connections(found[CC.name], lab, named),
+        "With other Transform Matrices. The matrix reads the own pass alone: R^2 says how much of the English "
+        "activations it finds there, on the questions asked. Fitted on these very questions it bounds what a linear "
+        "map can lend.",
+        _matrices(found[CC.name], lab, named),
     ]
     return "\n\n".join(parts)
 
@@ -584,22 +659,49 @@ def _patches(some: Sequence[Mapping[str, Any]], part: str, of_language: Mapping[
 def _connections(some: Sequence[Mapping[str, Any]], lab: Lab, of_language: Mapping[str, Sequence[Fact]]) -> str:
     body = []
     for name in some[0]["connections"]:
-        shares = dict.fromkeys((*KINDS, "lent"), 0.0)
-        for language, asked in of_language.items():
-            records = _records(lab, language)
-            right = {item(record): lab.gold[language][item(record)] for record in records}
-            others = {own for own, _ in right.values()}
-            item_of = {record["english"]["prompt"]: item(record) for record in records}
-            lent = {item(record): item_of[record["english"]["prompt"]] for record in shuffled(records, seed=0)}
-            share = 1 / (len(asked) * len(of_language) * len(some))
-            for one in some:
-                for fact, said in _said(one["connections"][name], language, asked):
-                    shares[kind_of(said, right[fact.id], others)] += share
-                    shares["lent"] += share * (said == right[lent[fact.id]][0] != right[fact.id][0])
-        of_lent = shares.pop("lent")
-        last = f"{100 * of_lent:.1f}" if name.endswith("another question") else ""
-        body.append([name, *(f"{100 * value:.1f}" for value in shares.values()), last])
+        given = [one["connections"][name] for one in some]
+        of_lent = ""
+        if name.endswith("another question"):
+            of_lent = f"{100 * _answers_lent(given, lab, of_language):.1f}"
+        body.append([name, *_kinds(given, lab, of_language), of_lent])
     return table(["", *KINDS, "that of the question lent"], body, markdown=True)
+
+
+def _matrices(some: Sequence[Mapping[str, Any]], lab: Lab, of_language: Mapping[str, Sequence[Fact]]) -> str:
+    body = []
+    for name in MATRICES:
+        given = [one["matrices"][name]["given"] for one in some]
+        r2 = np.mean([one["matrices"][name]["r2"] for one in some])
+        body.append([name, *_kinds(given, lab, of_language), f"{r2:.2f}"])
+    return table(["", *KINDS, "R^2"], body, markdown=True)
+
+
+def _kinds(given: Sequence[Given], lab: Lab, of_language: Mapping[str, Sequence[Fact]]) -> list[str]:
+    """Percent of each kind of answer, mean over languages and seeds."""
+    shares = dict.fromkeys(KINDS, 0.0)
+    for language, asked in of_language.items():
+        right = lab.gold[language]
+        others = {right[fact.id][0] for fact in facts([language])[language]}
+        for one in given:
+            for fact, said in _said(one, language, asked):
+                shares[kind_of(said, right[fact.id], others)] += 1 / (len(asked) * len(of_language) * len(given))
+    return [f"{100 * share:.1f}" for share in shares.values()]
+
+
+def _answers_lent(given: Sequence[Given], lab: Lab, of_language: Mapping[str, Sequence[Fact]]) -> float:
+    """How often the answer is that to the question whose English was lent, and not the right one."""
+    found = []
+    for language, asked in of_language.items():
+        records, right = _records(lab, language), lab.gold[language]
+        item_of = {record["english"]["prompt"]: item(record) for record in records}
+        lent = {item(record): item_of[record["english"]["prompt"]] for record in shuffled(records, seed=0)}
+        for one in given:
+            found.append(
+                np.mean(
+                    [said == right[lent[fact.id]][0] != right[fact.id][0] for fact, said in _said(one, language, asked)]
+                )
+            )
+    return float(np.mean(found))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from experiments import bottleneck, statistics
 from experiments.bottleneck import LINKS, _Last, answer, link_of
 from experiments.results import KINDS, kind_of
 from pivotune.anatomy import Anatomy
+from pivotune.connection import Connection, disconnect
 from pivotune.lab.base import load_base
 from pivotune.lab.settings import BASE, TFT
 from pivotune.lab.world import World, mixed_prompt
+from pivotune.methods import CCTuningConfig
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +122,37 @@ def _states(anatomy: Anatomy, tokenizer: Any, prompt: str) -> tuple[torch.Tensor
     return (torch.empty(0), *(last.seen["residual", layer][0] for layer in range(1, anatomy.num_layers + 1)))
 
 
+def test_matrices_are_fitted_on_what_their_name_says(opened: tuple[Anatomy, Any], few: None) -> None:
+    anatomy, tokenizer = opened
+    lab, config = bottleneck._lab(), CCTuningConfig()
+    weight = torch.randn(anatomy.num_layers, anatomy.hidden_size, generator=torch.Generator().manual_seed(0))
+    run = SimpleNamespace(model=anatomy.lm, tokenizer=tokenizer, connection_tensors=lambda: (config, weight, None))
+    try:
+        with torch.inference_mode():
+            found = bottleneck.matrices(run, lab)
+            one = Connection(anatomy.lm, config, weight)
+            records = list(lab.task.examples("training", "ar"))[:70]
+            own_LNd, english_LNd = bottleneck._activations(one, tokenizer, records)
+            prompt = tokenizer(records[66]["english"]["prompt"], return_tensors="pt")
+            alone_Ld = one.activations(prompt.input_ids, prompt.attention_mask)[0]
+    finally:
+        disconnect(anatomy.lm)
+    torch.testing.assert_close(english_LNd[:, 66], alone_Ld, rtol=1e-4, atol=1e-5)
+    few_asked = {language: len(some) for language, some in bottleneck.facts(lab.languages).items()}
+    for one_matrix in found.values():
+        assert {language: len(said) for language, said in one_matrix["given"].items()} == few_asked
+    r2 = {name: one_matrix["r2"] for name, one_matrix in found.items()}
+    asked, each = r2["fitted on the very questions asked"], r2["and one per language and layer"]
+    assert each > asked > max(r2[name] for name, (split, *_) in bottleneck.MATRICES.items() if split != "heldout")
+    # Against least squares by another road.
+    shared = bottleneck._fit([(own_LNd, english_LNd)], False, 0.0)
+    source, target = (x.flatten(0, 1).double() for x in (own_LNd, english_LNd))
+    torch.testing.assert_close(shared.double(), torch.linalg.lstsq(source, target).solution, rtol=1e-3, atol=1e-4)
+    per_layer = bottleneck._fit([(own_LNd, english_LNd)], True, 0.01)
+    second = bottleneck._fit([(own_LNd[1:2], english_LNd[1:2])], False, 0.01)
+    torch.testing.assert_close(per_layer[1], second)
+
+
 def test_results_that_lack_a_part_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = bottleneck.Subject(BASE, 0)
     key = bottleneck._lab().key(subject.cell(bottleneck._lab()))
@@ -149,6 +183,7 @@ def test_every_table_is_written(opened: tuple[Anatomy, Any], few: None) -> None:
         language: [r["completion"].strip() for r in bottleneck._records(lab, language)] for language in lab.languages
     }
     one["connections"] = {"the English question": said, "the English of another question": said}
+    one["matrices"] = {name: {"given": said, "r2": 0.5} for name in bottleneck.MATRICES}
     text = bottleneck.render({row: [one, one] for row in bottleneck.ASKED}, lab)
     # The base knows every fact in English, whatever comes after.
     assert "| all in English: the fact itself " in text and "100.0 [100.0, 100.0]" in text
