@@ -137,7 +137,7 @@ def test_the_table(world: World) -> None:
         },
         "rows": {"base": row(4, 4) | {"inside": inside}, "TFT": row(2, 2), "feature": row(2, 2), "CC": row(2, 1)},
     }
-    text = bases.render({"as shipped": one, "12 layers": one})
+    text = bases.render({"as shipped": one, "12 layers": one, "twice the known facts": one})
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n") if line.startswith("|")]
     of_base = [line for line in lines if line[0] == "12 layers"]
     assert of_base[0] == [
@@ -151,4 +151,7 @@ def test_the_table(world: World) -> None:
     ]
     assert [float(cell) for cell in of_base[1][1:3]] == pytest.approx([25, 50], abs=1)
     assert of_base[1][3] == of_base[1][4] and of_base[1][3].startswith("+0.0") and of_base[1][5].startswith("+50")
+    assert of_base[1][6] == of_base[1][5]  # real English over the matrix, which is as good as TFT
+    (mean,) = (line for line in lines if line[0] == "mean of the 2 bases of half the steps")
+    assert mean[5].startswith("+50") and mean[5].endswith("*") and mean[3].startswith("+0.0") and "*" not in mean[3]
     assert [line for line in lines if line[0] == "entropy, nats"] == [["entropy, nats", "3.00", "2.00", "1.00"]]
