@@ -1,10 +1,12 @@
 """Which levers on the base model make it more like the papers' models, and do the methods then help?
 
     python -m experiments.bases [--workers 2] [--results RESULTS.md]
+    python -m experiments.bases --variants NAMES --split heldout --seeds 3 [--results RESULTS.md]
 
 Bases that differ from the shipped one in one thing each are trained from scratch, asked for development facts, and
 fine-tuned with the rows that matter most. A change is a lead where a method gains on it what it does not gain on the
-shipped base; one base of each kind and one seed of each row show no more than leads. Held-out facts are not looked at.
+shipped base; one base of each kind and one seed of each row show no more than leads. A lead is followed on held-out
+facts, with several seeds.
 """
 
 from __future__ import annotations
@@ -179,6 +181,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--workers", type=int, default=2, help="processes, each on one thread")
     parser.add_argument("--variants", help="only these, separated by semicolons")
+    parser.add_argument(
+        "--split", choices=("development", "heldout"), default="development", help="the facts asked for"
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="training runs of each row")
     parser.add_argument("--folder", type=Path, default=Path("runs/bases"), help="where results are kept")
     parser.add_argument("--results", type=Path, help="file to write the section to, e.g. RESULTS.md")
     options = parser.parse_args(given)
@@ -189,25 +195,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where = environment()
     with ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         started = {
-            pool.submit(measure, options.folder, where, variant): variant
+            pool.submit(measure, options.folder, where, options.split, options.seeds, variant): variant
             for variant in sorted(wanted, key=lambda one: -one.seconds)
         }
         for future in as_completed(started):
             future.result()
             print(started[future].name, flush=True)
-    found = {variant.name: read_result(options.folder, key(variant)) for variant in wanted}
+    found = {
+        variant.name: read_result(options.folder, key(variant, options.split, options.seeds)) for variant in wanted
+    }
     done = {name: one for name, one in found.items() if one is not None}
-    about = ["one base of each kind, one seed of each row; development facts"]
-    results.publish("bases", given, done.values(), about, render(done), options.results)
+    seeds = "one seed" if options.seeds == 1 else f"{options.seeds} seeds"
+    about = [f"one base of each kind, {seeds} of each row; {options.split} facts"]
+    section = "bases" if options.split == "development" else f"bases {options.split}"
+    results.publish("bases", given, done.values(), about, render(done), options.results, section)
     return 0
 
 
-def key(variant: Variant) -> str:
+def key(variant: Variant, split: str, seeds: int) -> str:
     """The name of a variant's result: a hash of what it depends on."""
     shipped = _shipped()
     text = [[pool.weight, pool.documents] for pool in text_of(variant, World.build(known_fraction=variant.known))]
     rows = [[row.content(), chosen_rate(row, shipped, RATES)] for row in ROWS]
-    return content_hash([shipped.fingerprint, asdict(variant), text, rows])[:24]
+    return content_hash([shipped.fingerprint, asdict(variant), text, rows, split, seeds])[:24]
 
 
 def _shipped() -> Lab:
@@ -215,12 +225,12 @@ def _shipped() -> Lab:
     return Lab(str(base.base_path()), "facts", LANGUAGES[1:])
 
 
-def measure(folder: Path, where: Mapping[str, Any], variant: Variant) -> None:
+def measure(folder: Path, where: Mapping[str, Any], split: str, seeds: int, variant: Variant) -> None:
     """Train a base and its rows, and ask them; what has a result already is left."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    name = key(variant)
+    name = key(variant, split, seeds)
     if read_result(folder, name) is not None:
         return
     place = folder / "work" / name
@@ -232,13 +242,13 @@ def measure(folder: Path, where: Mapping[str, Any], variant: Variant) -> None:
     records = [record for language in languages for record in world.examples("training", language)]
     opened = load_run(str(model_folder), dtype=torch.float32, device="cpu")
     choice = choose(opened.model, opened.tokenizer, records)
-    questions = {"development": {language: list(world.examples("development", language)) for language in LANGUAGES}}
+    questions = {split: {language: list(world.examples(split, language)) for language in LANGUAGES}}
     # The wording does not rotate here: what is asked is whether the fact is found by the subject's own name.
     foreign: dict[str, list[int]] = {}
     own_name: dict[str, list[Fact]] = {}
     for language in languages:
         some = [
-            fact for fact in world.development(language) if fact.subject_names[language] != fact.subject_names["en"]
+            fact for fact in world.split(split, language) if fact.subject_names[language] != fact.subject_names["en"]
         ]
         said = answer(opened.model, opened.tokenizer, [mixed_prompt(fact, "en", language) for fact in some])
         foreign[language] = _right(said, some, "en")
@@ -253,22 +263,24 @@ def measure(folder: Path, where: Mapping[str, Any], variant: Variant) -> None:
             place: {language: _right(said, own_name[language], language) for language, said in of_language.items()}
             for place, of_language in lent.items()
         },
-        "rows": {"base": examine(model_folder, questions, questions["development"])},
+        "rows": {"base": [examine(model_folder, questions, questions[split])]},
     }
     shipped = _shipped()
     for row in ROWS:
-        run = train_row(
-            row.at_layers((choice.conversion_layer, choice.thinking_layer)),
-            model_folder,
-            records,
-            place / row.name,
-            learning_rate=chosen_rate(row, shipped, RATES),
-            max_steps=steps_of(len(records), TRAINING["per_device_train_batch_size"], EPOCHS),
-            seed=0,
-            disable_tqdm=True,
-        )
-        found["rows"][row.name] = examine(run, questions, None, connections=("matrix", "english"))
-        shutil.rmtree(place / row.name)
+        for seed in range(seeds):
+            run = train_row(
+                row.at_layers((choice.conversion_layer, choice.thinking_layer)),
+                model_folder,
+                records,
+                place / row.name,
+                learning_rate=chosen_rate(row, shipped, RATES),
+                max_steps=steps_of(len(records), TRAINING["per_device_train_batch_size"], EPOCHS),
+                seed=seed,
+                disable_tqdm=True,
+            )
+            asked = examine(run, questions, None, connections=("matrix", "english"))
+            found["rows"].setdefault(row.name, []).append(asked)
+            shutil.rmtree(place / row.name)
     seconds = round(time.perf_counter() - started, 1)
     write_result(folder, name, {"variant": variant.name, "seconds": seconds, **where, **found})
     shutil.rmtree(place)
@@ -300,7 +312,7 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> str:
     for name, one in found.items():
         rows = one["rows"]
         i, j, two_drops = one["choice"]
-        looked = rows["base"]["inside"]
+        looked = rows["base"][0]["inside"]
         mass, cosine = (
             np.mean([looked[language][what] for language in looked], axis=0)
             for what in ("english_mass", "question_cosine")
@@ -323,14 +335,19 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> str:
         tables[name] = tuple(_table(rows[row], mode, languages) for row, mode in asked)
         scores.append([name, *_gains([tables[name]])])
     short = [tables[one.name] for one in VARIANTS if one.steps == STEPS and one.name in tables]
-    if len(short) > 1:
+    if len(short) > 1 and all(len(plain) == 1 for _, plain, *_ in short):
         scores.append([f"mean of the {len(short)} bases of half the steps", *_gains(short)])
-    return "\n\n".join(
-        [
+    of_shipped = []
+    if "as shipped" in found:
+        of_shipped = [
             f"The inside of the shipped base by layer, {ALL}: entropy of the lens at the questions' tokens, what it "
             "gives to a first token of the English and of the own answer, and the cosine of the question to its "
             "English counterpart.",
-            _inside(found["as shipped"]) if "as shipped" in found else "",
+            _inside(found["as shipped"]),
+        ]
+    return "\n\n".join(
+        [
+            *of_shipped,
             "The bases. Foreign subject: English questions in which the subject alone has its name in another "
             "language. English lent: own questions right in the own language, first without, then with the content of "
             "the English pass at the token before the answer (`carried` in `experiments.bottleneck`), behind the layer "
@@ -342,9 +359,9 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> str:
                 inside,
                 markdown=True,
             ),
-            f"The rows: exact match on development facts in percent, {ALL}; the methods' difference from TFT, and that "
-            "of real English from the matrix [95 % interval over facts; in the last line over bases and facts, where a "
-            "star says p < 0.05 in a test that takes both for samples, corrected by Holm over the line].",
+            f"The rows: exact match in percent, {ALL}; the methods' difference from TFT, and that of real English from "
+            "the matrix [95 % interval over facts, and over bases or seeds where there are several; a star says p < "
+            "0.05 in a test that takes both for samples, corrected by Holm over the line].",
             table(
                 ["base", "untrained", "TFT", "feature", "CC, matrix", "CC, real English", "real English over matrix"],
                 scores,
@@ -358,12 +375,12 @@ def _gains(bases: Sequence[tuple[np.ndarray, ...]]) -> list[str]:
     """Scores and differences over some bases.
 
     Args:
-        bases: of each (1, F): untrained, TFT, feature, CC with its matrix, CC with English.
+        bases: of each (S, F), a row for each seed: untrained, TFT, feature, CC with its matrix, CC with English.
     """
     untrained, plain, feature, matrix, english = (np.concatenate(rows) for rows in zip(*bases, strict=True))
     pairs = ((feature, plain), (matrix, plain), (english, plain), (english, matrix))
     stars = [""] * len(pairs)
-    if len(bases) > 1:
+    if len(plain) > 1:
         p = statistics.holm([statistics.crossed_test(row, other) for row, other in pairs])
         stars = ["*" if value < LEVEL else "" for value in p]
     gains = [results.points(statistics.difference(row, other)) for row, other in pairs]
@@ -374,7 +391,7 @@ def _gains(bases: Sequence[tuple[np.ndarray, ...]]) -> list[str]:
 
 
 def _inside(one: Mapping[str, Any]) -> str:
-    looked = one["rows"]["base"]["inside"].values()
+    looked = one["rows"]["base"][0]["inside"].values()
     lines = {"entropy, nats": one["entropy"]} | {
         text: np.mean([of_language[what] for of_language in looked], axis=0) * factor
         for text, what, factor in (
@@ -388,12 +405,15 @@ def _inside(one: Mapping[str, Any]) -> str:
     return table(["layer", *map(str, range(1, len(one["entropy"]) + 1))], body, markdown=True)
 
 
-def _table(row: Mapping[str, Any], mode: str, languages: Sequence[str]) -> np.ndarray:
-    """(1, F): right or wrong, weighted so that each language counts the same."""
-    answers = row["answers"]["development"]
-    asked = answers[mode if mode in answers else "none"]
+def _table(row: Sequence[Mapping[str, Any]], mode: str, languages: Sequence[str]) -> np.ndarray:
+    """(S, F): right or wrong, weighted so that each language counts the same."""
+    of_seed = [next(iter(one["answers"].values())) for one in row]
+    asked = [answers[mode if mode in answers else "none"] for answers in of_seed]
     return statistics.macro(
-        [(asked[language]["items"], np.array([asked[language]["right"]], dtype=np.float64)) for language in languages]
+        [
+            (asked[0][language]["items"], np.array([one[language]["right"] for one in asked], dtype=np.float64))
+            for language in languages
+        ]
     )[1]
 
 

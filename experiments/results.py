@@ -133,16 +133,18 @@ def publish(
     about: Iterable[str],
     body: str,
     path: Path | None,
+    section: str | None = None,
 ) -> None:
     """Print the section of `python -m experiments.NAME GIVEN`; write it into the file, where there is one.
 
-    `results` have the commit, versions and machine that each was made with; `about` are further lines of the head.
+    `results` have the commit, versions and machine that each was made with; `about` are further lines of the head. The
+    section is called as the experiment, unless `section` gives it a name.
     """
     head = [f"    {shlex.join(['python', '-m', f'experiments.{name}', *given])}", "", *_origin(results)]
-    section = "\n".join([*head, *(f"* {line}" for line in about)]) + f"\n\n{body}"
-    print(f"\n{section}")
+    text = "\n".join([*head, *(f"* {line}" for line in about)]) + f"\n\n{body}"
+    print(f"\n{text}")
     if path:
-        write_section(path, name, section)
+        write_section(path, section or name, text)
 
 
 def _origin(results: Iterable[Mapping[str, Any]]) -> list[str]:

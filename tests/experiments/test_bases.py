@@ -104,11 +104,14 @@ def test_a_wider_base_has_the_parameters_that_its_name_says(world: World) -> Non
 
 
 def test_results_are_filed_by_what_they_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = [bases.key(one) for one in bases.VARIANTS]
-    assert len(set(keys)) == len(keys) and keys[1] == bases.key(bases.VARIANTS[1])
+    def keys_now() -> list[str]:
+        return [bases.key(one, "development", 1) for one in bases.VARIANTS]
+
+    keys, first = keys_now(), bases.VARIANTS[0]
+    assert len({*keys, bases.key(first, "heldout", 1), bases.key(first, "development", 3)}) == len(keys) + 2
     monkeypatch.setitem(bases.CODES, "sw", bases.CODES["en"])
-    changed = [one.name for one, key in zip(bases.VARIANTS, keys, strict=True) if bases.key(one) != key]
-    assert changed == [one.name for one in bases.VARIANTS if one.contexts]
+    changed = [new != old for new, old in zip(keys_now(), keys, strict=True)]
+    assert changed == [one.contexts > 0 for one in bases.VARIANTS]
 
 
 def test_the_table(world: World) -> None:
@@ -122,8 +125,9 @@ def test_the_table(world: World) -> None:
             found[language] = {"items": items, "right": right}
         return found
 
-    def row(plain: int, english: int) -> dict[str, Any]:
-        return {"answers": {"development": {"none": asked(plain), "matrix": asked(plain), "english": asked(english)}}}
+    def row(plain: int, english: int) -> list[dict[str, Any]]:
+        answers = {"none": asked(plain), "matrix": asked(plain), "english": asked(english)}
+        return [{"answers": {"development": answers}}]
 
     columns = ("english_mass", "target_mass", "question_cosine", "question_cosine_last")
     inside = {language: {column: [0.1, 0.3, 0.2] for column in columns} for language in OTHERS}
@@ -135,9 +139,10 @@ def test_the_table(world: World) -> None:
             place: {language: [1] * right + [0] * (10 - right) for language in OTHERS}
             for place, right in (("nothing", 3), ("layer 1", 4), ("layer 2", 6), ("layer 3", 0))
         },
-        "rows": {"base": row(4, 4) | {"inside": inside}, "TFT": row(2, 2), "feature": row(2, 2), "CC": row(2, 1)},
+        "rows": {"base": [row(4, 4)[0] | {"inside": inside}], "TFT": row(2, 2), "feature": row(2, 2), "CC": row(2, 1)},
     }
-    text = bases.render({"as shipped": one, "12 layers": one, "twice the known facts": one})
+    thrice = one | {"rows": {name: some * (1 if name == "base" else 3) for name, some in one["rows"].items()}}
+    text = bases.render({"as shipped": thrice, "12 layers": one, "twice the known facts": one})
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n") if line.startswith("|")]
     of_base = [line for line in lines if line[0] == "12 layers"]
     assert of_base[0] == [
@@ -152,6 +157,8 @@ def test_the_table(world: World) -> None:
     assert [float(cell) for cell in of_base[1][1:3]] == pytest.approx([25, 50], abs=1)
     assert of_base[1][3] == of_base[1][4] and of_base[1][3].startswith("+0.0") and of_base[1][5].startswith("+50")
     assert of_base[1][6] == of_base[1][5]  # real English over the matrix, which is as good as TFT
+    (seeds,) = (line for line in lines if line[0] == "as shipped" and line[2] == of_base[1][2])
+    assert seeds[5].startswith("+50") and seeds[5].endswith("*") and "*" not in of_base[1][5]
     (mean,) = (line for line in lines if line[0] == "mean of the 2 bases of half the steps")
     assert mean[5].startswith("+50") and mean[5].endswith("*") and mean[3].startswith("+0.0") and "*" not in mean[3]
     assert [line for line in lines if line[0] == "entropy, nats"] == [["entropy, nats", "3.00", "2.00", "1.00"]]
