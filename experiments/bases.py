@@ -3,7 +3,7 @@
     python -m experiments.bases [--workers 2] [--results RESULTS.md]
     python -m experiments.bases --variants NAMES --split heldout --seeds 3 [--results RESULTS.md]
 
-Bases that differ from the shipped one in one thing each are trained from scratch, asked for development facts, and
+Bases that differ from the shipped one in one or two things are trained from scratch, asked for development facts, and
 fine-tuned with the rows that matter most. A change is a lead where a method gains on it what it does not gain on the
 shipped base; one base of each kind and one seed of each row show no more than leads. A lead is followed on held-out
 facts, with several seeds.
