@@ -145,15 +145,9 @@ def test_the_table(world: World) -> None:
     text = bases.render({"as shipped": thrice, "12 layers": one, "twice the known facts": one})
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n") if line.startswith("|")]
     of_base = [line for line in lines if line[0] == "12 layers"]
-    assert of_base[0] == [
-        "12 layers",
-        "100.0",
-        "25.0",
-        "30.0; 60.0 at 2",
-        "no two drops, 1 and 2",
-        "30.0 % at 2",
-        "0.30 at 2",
-    ]
+    assert of_base[0][:3] == ["12 layers", "100.0", "25.0"]
+    assert re.fullmatch(r"30\.0; \+30\.0 \[\+\d.*\] at 2", of_base[0][3])
+    assert of_base[0][4:] == ["no two drops, 1 and 2", "30.0 % at 2", "0.30 at 2"]
     assert [float(cell) for cell in of_base[1][1:3]] == pytest.approx([25, 50], abs=1)
     assert of_base[1][3] == of_base[1][4] and of_base[1][3].startswith("+0.0") and of_base[1][5].startswith("+50")
     assert of_base[1][6] == of_base[1][5]  # real English over the matrix, which is as good as TFT
