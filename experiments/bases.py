@@ -31,7 +31,7 @@ from babel.core import get_global
 from transformers.utils import logging
 
 from experiments import results, statistics
-from experiments.bottleneck import answer, carried
+from experiments.bottleneck import answer, carried, own_subject, own_value
 from experiments.cells import Lab, content_hash, environment, read_result, write_result
 from experiments.cost import steps_of
 from experiments.lab import RATES, chosen_rate
@@ -247,12 +247,10 @@ def measure(folder: Path, where: Mapping[str, Any], split: str, seeds: int, vari
     foreign: dict[str, list[int]] = {}
     own_name: dict[str, list[Fact]] = {}
     for language in languages:
-        some = [
-            fact for fact in world.split(split, language) if fact.subject_names[language] != fact.subject_names["en"]
-        ]
+        some = [fact for fact in world.split(split, language) if own_subject(fact, language)]
         said = answer(opened.model, opened.tokenizer, [mixed_prompt(fact, "en", language) for fact in some])
         foreign[language] = _right(said, some, "en")
-        own_name[language] = [fact for fact in some if fact.value_names[language] != fact.value_names["en"]]
+        own_name[language] = [fact for fact in some if own_value(fact, language)]
     with torch.inference_mode():
         lent = carried(Anatomy(opened.model), opened.tokenizer, own_name)
     found: dict[str, Any] = {

@@ -188,15 +188,16 @@ def _world() -> World:
 def facts(languages: Sequence[str]) -> dict[str, list[Fact]]:
     """The held-out facts of each language whose subject it does not call by the English name."""
     return {
-        language: [fact for fact in _world().heldout(language) if _foreign(fact, language)] for language in languages
+        language: [fact for fact in _world().heldout(language) if own_subject(fact, language)] for language in languages
     }
 
 
-def _foreign(fact: Fact, language: str) -> bool:
+def own_subject(fact: Fact, language: str) -> bool:
+    """Whether the language does not call the subject by its English name."""
     return fact.subject_names[language] != fact.subject_names["en"]
 
 
-def _named(fact: Fact, language: str) -> bool:
+def own_value(fact: Fact, language: str) -> bool:
     """Whether the value has a name of its own in the language: calling codes have none."""
     return fact.value_names[language] != fact.value_names["en"]
 
@@ -204,7 +205,8 @@ def _named(fact: Fact, language: str) -> bool:
 def _all_named() -> dict[str, list[Fact]]:
     """Those of `facts` whose value has a name of its own too."""
     return {
-        language: [fact for fact in some if _named(fact, language)] for language, some in facts(LANGUAGES[1:]).items()
+        language: [fact for fact in some if own_value(fact, language)]
+        for language, some in facts(LANGUAGES[1:]).items()
     }
 
 
@@ -515,7 +517,7 @@ def render(found: Mapping[str, Sequence[Mapping[str, Any]]], lab: Lab) -> str:
         "With other Transform Matrices. The matrix reads the own pass alone: R^2 says how much of the English "
         "activations it finds there, on the questions asked. Fitted on these very questions it bounds what a linear "
         "map can lend.",
-        _matrices(found[CC.name], lab, named),
+        _matrices(found[CC.name], named),
     ]
     return "\n\n".join(parts)
 
@@ -529,7 +531,7 @@ def _right(given: Given, link: str, of_language: Mapping[str, Sequence[Fact]]) -
     """
 
     def holds(said: str, fact: Fact, language: str) -> bool:
-        alike = link == "value" and not _named(fact, language)
+        alike = link == "value" and not own_value(fact, language)
         return alike or said == link_of(link, fact, language)[1]
 
     return {
@@ -538,14 +540,13 @@ def _right(given: Given, link: str, of_language: Mapping[str, Sequence[Fact]]) -
     }
 
 
-def _said(given: Given, language: str, some: Sequence[Fact]) -> list[tuple[Fact, str]]:
-    """Each of these facts with the answer to it."""
+def _said(
+    given: Given, language: str, some: Sequence[Fact], every: Sequence[Fact] | None = None
+) -> list[tuple[Fact, str]]:
+    """Each of these facts with the answer to it; `given` answers `every` fact, by default all of `facts`."""
     wanted = {fact.id for fact in some}
-    return [
-        (fact, said)
-        for fact, said in zip(facts([language])[language], given[language], strict=True)
-        if fact.id in wanted
-    ]
+    every = facts([language])[language] if every is None else every
+    return [(fact, said) for fact, said in zip(every, given[language], strict=True) if fact.id in wanted]
 
 
 def _interval(
@@ -630,62 +631,61 @@ def _thought(
 
 
 def _patches(some: Sequence[Mapping[str, Any]], part: str, of_language: Mapping[str, Sequence[Fact]]) -> str:
-    kinds: dict[str, dict[str, float]] = {}
-    either: dict[str, dict[str, float]] = {}
-    for one in some:
-        for name, given in one[part].items():
-            into, by_language = kinds.setdefault(name, dict.fromkeys(KINDS, 0.0)), either.setdefault(name, {})
-            for language, asked in of_language.items():
-                others = {fact.value_names[language] for fact in facts([language])[language]}
-                of_fact = (
-                    zip(asked, given[language], strict=True) if part == "carried" else _said(given, language, asked)
-                )
-                for fact, said in of_fact:
-                    kind = kind_of(said, (fact.value_names[language], fact.value_names["en"]), others)
-                    share = 1 / (len(asked) * len(some))
-                    into[kind] += share / len(of_language)
-                    by_language[language] = by_language.get(language, 0.0) + share * (kind in KINDS[:2])
-    body = [
-        [
-            name,
-            *(f"{100 * share:.1f}" for share in of_kind.values()),
-            *(f"{100 * either[name][language]:.1f}" for language in of_language),
-        ]
-        for name, of_kind in kinds.items()
-    ]
+    every = of_language if part == "carried" else facts(list(of_language))
+    body = []
+    for name in some[0][part]:
+        shares = _shares([one[part][name] for one in some], of_language, every)
+        either = [f"{100 * sum(shares[language][kind] for kind in KINDS[:2]):.1f}" for language in of_language]
+        body.append([name, *_percent(shares), *either])
     return table(["", *KINDS, *(f"{language}: right in either" for language in of_language)], body, markdown=True)
 
 
+def _shares(
+    given: Sequence[Given], of_language: Mapping[str, Sequence[Fact]], every: Mapping[str, Sequence[Fact]]
+) -> dict[str, dict[str, float]]:
+    """Language -> kind of answer -> its share, mean over seeds.
+
+    Args:
+        given: of each seed, answers to `every` fact.
+        of_language: those of them that are looked at.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for language, asked in of_language.items():
+        others = {fact.value_names[language] for fact in facts([language])[language]}
+        kinds = [
+            kind_of(said, (fact.value_names[language], fact.value_names["en"]), others)
+            for one in given
+            for fact, said in _said(one, language, asked, every[language])
+        ]
+        found[language] = {kind: kinds.count(kind) / len(kinds) for kind in KINDS}
+    return found
+
+
+def _percent(shares: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Of each kind, mean over languages."""
+    return [f"{100 * np.mean([of_kind[kind] for of_kind in shares.values()]):.1f}" for kind in KINDS]
+
+
 def _connections(some: Sequence[Mapping[str, Any]], lab: Lab, of_language: Mapping[str, Sequence[Fact]]) -> str:
+    every = facts(list(of_language))
     body = []
     for name in some[0]["connections"]:
         given = [one["connections"][name] for one in some]
         of_lent = ""
         if name.endswith("another question"):
             of_lent = f"{100 * _answers_lent(given, lab, of_language):.1f}"
-        body.append([name, *_kinds(given, lab, of_language), of_lent])
+        body.append([name, *_percent(_shares(given, of_language, every)), of_lent])
     return table(["", *KINDS, "that of the question lent"], body, markdown=True)
 
 
-def _matrices(some: Sequence[Mapping[str, Any]], lab: Lab, of_language: Mapping[str, Sequence[Fact]]) -> str:
+def _matrices(some: Sequence[Mapping[str, Any]], of_language: Mapping[str, Sequence[Fact]]) -> str:
+    every = facts(list(of_language))
     body = []
     for name in MATRICES:
         given = [one["matrices"][name]["given"] for one in some]
         r2 = np.mean([one["matrices"][name]["r2"] for one in some])
-        body.append([name, *_kinds(given, lab, of_language), f"{r2:.2f}"])
+        body.append([name, *_percent(_shares(given, of_language, every)), f"{r2:.2f}"])
     return table(["", *KINDS, "R^2"], body, markdown=True)
-
-
-def _kinds(given: Sequence[Given], lab: Lab, of_language: Mapping[str, Sequence[Fact]]) -> list[str]:
-    """Percent of each kind of answer, mean over languages and seeds."""
-    shares = dict.fromkeys(KINDS, 0.0)
-    for language, asked in of_language.items():
-        right = lab.gold[language]
-        others = {right[fact.id][0] for fact in facts([language])[language]}
-        for one in given:
-            for fact, said in _said(one, language, asked):
-                shares[kind_of(said, right[fact.id], others)] += 1 / (len(asked) * len(of_language) * len(given))
-    return [f"{100 * share:.1f}" for share in shares.values()]
 
 
 def _answers_lent(given: Sequence[Given], lab: Lab, of_language: Mapping[str, Sequence[Fact]]) -> float:
