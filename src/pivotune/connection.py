@@ -353,7 +353,7 @@ class NormalEquations:
         penalty = (ridge * scale)[:, None, None] * torch.eye(
             self.gram.shape[-1], dtype=torch.float64, device=scale.device
         )
-        return torch.linalg.solve(self.gram + penalty, self.cross)
+        return torch.cholesky_solve(self.cross, torch.linalg.cholesky(self.gram + penalty))
 
 
 class RunningR2:
