@@ -161,7 +161,7 @@ def _seconds(lab: Lab, cell: Cell) -> float:
     """A guess at what a cell takes on one core."""
     asked = sum(len(records) for split in cell.splits for records in lab.questions(split, cell.items).values())
     modes = 3 if cell.setting.cc_tuning is not None else 1
-    training = lab.flops(cell) / FLOPS_PER_SECOND if cell.setting.method != "none" else 0.0
+    training = lab.flops(cell) / FLOPS_PER_SECOND if cell.setting.trained else 0.0
     return training + asked * modes * SECONDS_PER_ANSWER + SECONDS_PER_CELL * (1 if cell.inside else 0.5)
 
 
@@ -206,7 +206,7 @@ class Grid:
         return made
 
     def _rate(self, setting: Setting) -> float:
-        if setting.method == "none":
+        if not setting.trained:
             return 0.0
         if self.options.learning_rate is not None:
             return float(self.options.learning_rate)

@@ -19,7 +19,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from packaging.version import Version
 
 from pivotune.config import RunConfig
-from pivotune.methods import DeepSupervisionConfig
+from pivotune.objectives import DeepSupervisionConfig
 from pivotune.training import PivotuneTrainer, train
 from tests.runs import FEATURE, configuration, without_noise
 

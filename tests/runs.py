@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pivotune.config import DataConfig, DeepSupervisionConfig, LoraOptions, ModelConfig, RunConfig, TrainingOptions
-from pivotune.methods import CCTuningConfig
+from pivotune.objectives import CCTuningConfig, DeepSupervisionConfig
 from tests.data.tiny_tokenizers import BOS, byte_level
 
 METHODS = ["sft", "deep_supervision", "cc_tuning", "both"]

@@ -12,17 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pivotune.anatomy import Anatomy
-from pivotune.connection import (
-    Connection,
-    NormalEquations,
-    RunningR2,
-    connect,
-    connected_at,
-    disconnect,
-    fit_transform_matrix,
-)
+from pivotune.connection import connect, disconnect
 from pivotune.errors import PivotuneError
-from pivotune.methods import CCTuning, CCTuningConfig
+from pivotune.method import Method
+from pivotune.objectives import CCTuningConfig
+from pivotune.objectives.cc_tuning import LinearConnection, fit_transform_matrix
+from pivotune.objectives.cc_tuning.transform_matrix import NormalEquations, RunningR2
 from tests.batches import random_batch, singles
 from tests.families import FAMILIES, VOCAB, tiny
 from tests.reference import cc_tuning as reference
@@ -57,7 +52,7 @@ def connected(family: str, **options: Any) -> tuple[Any, Connection, Tensor, Ten
     decision_maker = torch.randn(L, d, dtype=torch.float64, generator=generator)
     shape = (L, d, d) if config.matrix == "per_layer" else (d, d)
     matrix = torch.randn(*shape, dtype=torch.float64, generator=generator) / d**0.5
-    connection = Connection(model, config, decision_maker, matrix)
+    connection = LinearConnection(model, config, decision_maker, matrix)
     connect(model, connection)
     return model, connection, decision_maker, matrix
 
@@ -140,7 +135,9 @@ def test_it_matters_and_can_be_switched_off() -> None:
 def test_nothing_random_is_left_at_inference() -> None:
     model, connection, *_ = connected("llama")
     model.train(), connection.decision_maker.train()
-    connect(model, Connection(model, connection.config, connection.decision_maker.weight, connection.transform_matrix))
+    connect(
+        model, LinearConnection(model, connection.config, connection.decision_maker.weight, connection.transform_matrix)
+    )
     prompts = draw(PROMPTS, 7)
     torch.manual_seed(0)
     first = generated(model, prompts)
@@ -171,7 +168,7 @@ def test_a_wrapped_model_generates_with_the_connection() -> None:
     model = get_peft_model(tiny("llama"), LoraConfig(r=2, target_modules=["q_proj"])).eval()
     plain_lm = tiny("llama").eval()  # a fresh adapter changes nothing
     _, _, decision_maker, matrix = connected("llama")
-    connect(model, Connection(model, CCTuningConfig(), decision_maker, matrix))
+    connect(model, LinearConnection(model, CCTuningConfig(), decision_maker, matrix))
     prompts = draw(PROMPTS, 10)
     assert generated(model, prompts) == reference.generate(plain_lm, decision_maker, prompts, TOKENS, matrix=matrix)
 
@@ -198,10 +195,10 @@ def test_matrix_mode_needs_a_matrix_and_tensors_that_fit() -> None:
     model = tiny("llama")
     weight = torch.zeros(4, 32)
     with pytest.raises(PivotuneError, match="needs a Transform Matrix"):
-        connect(model, Connection(model, CCTuningConfig(), weight), "matrix")
-    connect(model, Connection(model, CCTuningConfig(), weight), "english")
+        connect(model, LinearConnection(model, CCTuningConfig(), weight), "matrix")
+    connect(model, LinearConnection(model, CCTuningConfig(), weight), "english")
     with pytest.raises(PivotuneError, match="another model"):
-        Connection(model, CCTuningConfig(), torch.zeros(5, 32))
+        LinearConnection(model, CCTuningConfig(), torch.zeros(5, 32))
 
 
 @pytest.mark.parametrize("options", [{}, {"selection": "soft", "temperature": 0.5}], ids=str)
@@ -256,7 +253,7 @@ def continued(
     starts = whole["attention_mask"].argmax(dim=1)
     last = starts + torch.tensor([len(c) for c in contexts]) - 1
     positions = (whole["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-    with connected_at(connection, vectors, last):
+    with connection.at(vectors, last):
         logits = model(**whole, position_ids=positions, use_cache=False).logits
     return [row[at : at + len(c)] for row, at, c in zip(logits, last.tolist(), continuations, strict=True)]
 
@@ -297,10 +294,12 @@ def test_continuations_in_every_manner(options: dict[str, Any], mode: str) -> No
 @pytest.mark.parametrize("family", ["llama3", "mistral", "gemma3_text", "olmo2", "gpt_neox"])
 def test_continuations_equal_the_forward_of_training(family: str, options: dict[str, Any]) -> None:
     """The language-modelling term in evaluation mode is minus the sum of the answer's log-probabilities."""
-    method = CCTuning(tiny(family), CCTuningConfig(**options)).double().eval()
+    method = Method(tiny(family), [CCTuningConfig(**options)]).double().eval()
     with torch.no_grad():
-        method.decision_maker.weight.normal_()
-        connection = Connection(method.model, method.cc_tuning, method.decision_maker.weight)
+        method.objectives["cc_tuning"].decision_maker.weight.normal_()
+        connection = LinearConnection(
+            method.model, method.objectives["cc_tuning"].options, method.objectives["cc_tuning"].decision_maker.weight
+        )
         for batch in singles(random_batch(46, [True] * 4)):
             length = int(batch["prompt_length"])
             tokens, english = batch["input_ids"][0].tolist(), batch["english_input_ids"][0].tolist()
@@ -342,7 +341,7 @@ def test_a_row_of_zeros_is_not_connected_and_nothing_is_left() -> None:
         plain = model(batch).logits
         vectors = connection.lend(batch[:, :5], torch.ones(2, 5, dtype=torch.long))
         vectors[1] = 0.0
-        with connected_at(connection, vectors, torch.tensor([4, 4])):
+        with connection.at(vectors, torch.tensor([4, 4])):
             lent = model(batch).logits
         assert not torch.equal(lent[0, 4:], plain[0, 4:])
         torch.testing.assert_close(lent[0, :4], plain[0, :4], rtol=1e-9, atol=1e-9)
@@ -352,7 +351,7 @@ def test_a_row_of_zeros_is_not_connected_and_nothing_is_left() -> None:
 
 def test_lending_needs_a_matrix_or_english() -> None:
     model = tiny("llama")
-    connection = Connection(model, CCTuningConfig(), torch.zeros(4, 32))
+    connection = LinearConnection(model, CCTuningConfig(), torch.zeros(4, 32))
     ids = torch.tensor([[5, 6]])
     with pytest.raises(PivotuneError, match="needs a Transform Matrix"):
         connection.lend(ids, torch.ones_like(ids))
@@ -395,7 +394,7 @@ class Pairs:
 @pytest.mark.parametrize("ridge", [0.0, 0.1])
 def test_transform_matrix_equals_plain_least_squares(matrix: str, ridge: float) -> None:
     model = tiny("gemma2")
-    method = CCTuning(model, CCTuningConfig(matrix=matrix, ridge=ridge))
+    method = Method(model, [CCTuningConfig(matrix=matrix, ridge=ridge)])
     pairs = Pairs(80)
     fitted = fit_transform_matrix(method, pairs, pairs.collate, batch_size=7, seed=3)
     order = torch.randperm(80, generator=torch.Generator().manual_seed(3)).tolist()
@@ -484,4 +483,4 @@ def test_r2_of_too_little() -> None:
 def test_fitting_needs_pairs() -> None:
     pairs = Pairs(1)
     with pytest.raises(PivotuneError, match="parallel questions"):
-        fit_transform_matrix(CCTuning(tiny("llama"), CCTuningConfig()), pairs, pairs.collate)
+        fit_transform_matrix(Method(tiny("llama"), [CCTuningConfig()]), pairs, pairs.collate)

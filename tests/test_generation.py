@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from pivotune.cli import main
-from pivotune.connection import Connection, connect
+from pivotune.connection import connect
 from pivotune.data import ParallelExample
 from pivotune.errors import PivotuneError
 from pivotune.generation import generate_texts, load
-from pivotune.methods import CCTuningConfig
+from pivotune.objectives import CCTuningConfig
+from pivotune.objectives.cc_tuning import LinearConnection
 from tests.runs import write_base
 
 QUESTIONS = ["保持健康的提示", "睡眠", "give three tips for staying healthy", "Ăn uống đều đặn"]
@@ -33,7 +34,7 @@ def opened(base: Path, connected: bool) -> tuple[Any, Any]:
         generator = torch.Generator().manual_seed(1)
         decision_maker = torch.randn(L, d, dtype=torch.float64, generator=generator)
         matrix = torch.randn(d, d, dtype=torch.float64, generator=generator)
-        connect(model, Connection(model, CCTuningConfig(), decision_maker, matrix))
+        connect(model, LinearConnection(model, CCTuningConfig(), decision_maker, matrix))
     return model, tokenizer
 
 

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pivotune.checkpoint import INFO, load_run
-from pivotune.config import DeepSupervisionConfig
 from pivotune.data import ParallelCollator, read_examples, tokenize_examples
 from pivotune.errors import PivotuneError
-from pivotune.methods import SFT, CCTuningConfig, DeepSupervision
+from pivotune.method import Method
+from pivotune.objectives import CCTuningConfig, DeepSupervisionConfig
 from pivotune.training import PivotuneTrainer, train
 from tests.runs import (
     FEATURE,
@@ -272,7 +272,7 @@ def test_bfloat16(dtype: str, rank: int, base: Path, data: Path, tmp_path: Path)
 
 
 def test_one_process_uses_one_gpu(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    method = SFT(AutoModelForCausalLM.from_pretrained(base))
+    method = Method(AutoModelForCausalLM.from_pretrained(base))
     args = options(output_dir=str(tmp_path))
     args._n_gpu = 2
     with caplog.at_level(logging.WARNING, logger="pivotune"):
@@ -293,9 +293,9 @@ def test_the_trainer_works_by_itself(base: Path, data: Path, tmp_path: Path) -> 
     """In a user's own script, with plain TrainingArguments and a plain list of rows."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     dataset, _ = tokenize_examples(read_examples(data)[0], tokenizer)
-    method = DeepSupervision(AutoModelForCausalLM.from_pretrained(base), DeepSupervisionConfig(
+    method = Method(AutoModelForCausalLM.from_pretrained(base), [DeepSupervisionConfig(
         conversion_layer=1, thinking_layer=2, thinking_weight=0.0,
-    ))  # fmt: skip
+    )])  # fmt: skip
     trainer = PivotuneTrainer(
         method,
         options(output_dir=str(tmp_path / "run"), max_steps=1),

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import tqdm
 
-from pivotune.anatomy import unwrap
 from pivotune.checkpoint import load_run
-from pivotune.connection import Connection, Mode, connect
+from pivotune.connection import connect, is_connected
 from pivotune.data.collate import padding_id
 from pivotune.data.examples import ParallelExample, Text, is_english
 from pivotune.data.prompts import PromptEncoder, prompt_only
@@ -32,7 +31,7 @@ Question = str | Text | ParallelExample
 
 def load(
     path: str | Path,
-    connection: Mode | None = None,
+    connection: str | None = None,
     *,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str | None = None,
@@ -41,8 +40,8 @@ def load(
 
     Args:
         path: a run folder of `pivotune train`, or what `AutoModelForCausalLM.from_pretrained` takes.
-        connection: how a CC-Tuning run connects by default: none, english or matrix. None: matrix where one was
-            fitted, else none.
+        connection: how a connected run (CC-Tuning) connects by default: none, english or matrix. None: matrix where
+            one was fitted, else none.
         dtype: of the weights; "auto" keeps the saved one.
         device: where to put the model; a GPU if there is one by default.
 
@@ -50,16 +49,13 @@ def load(
         PivotuneError: no such run, a half-written one, or a connection that it does not have.
     """
     run = load_run(path, dtype=dtype, device=device)
-    trained = run.connection_tensors()
-    if trained is None:
-        if connection not in (None, "none"):
-            raise PivotuneError(
-                f"connection: got {connection!r}, but {path} was not trained with CC-Tuning. Leave the option out."
-            )
-        return run.model, run.tokenizer
-    config, decision_maker, matrix = trained
-    mode: Mode = connection or ("none" if matrix is None else "matrix")
-    connect(run.model, Connection(run.model, config, decision_maker, matrix), mode)
+    made = run.connection()
+    if made is not None:
+        connect(run.model, made, connection)
+    elif connection not in (None, "none"):
+        raise PivotuneError(
+            f"connection: got {connection!r}, but {path} was not trained with a connection. Leave the option out."
+        )
     return run.model, run.tokenizer
 
 
@@ -69,7 +65,7 @@ def generate_texts(
     questions: Sequence[Question],
     *,
     style: str = "auto",
-    connection: Mode | None = None,
+    connection: str | None = None,
     batch_size: int = 16,
     progress: bool = False,
     **generate_options: Any,
@@ -117,7 +113,7 @@ def generate_batches(
     questions: Sequence[Question],
     *,
     style: str = "auto",
-    connection: Mode | None = None,
+    connection: str | None = None,
     batch_size: int = 16,
     max_prompt_tokens: int | None = None,
     **generate_options: Any,
@@ -134,11 +130,11 @@ def generate_batches(
     english = _encode(encoder, _english_of(questions)) if connection == "english" else None
     device, pad = next(model.parameters()).device, padding_id(tokenizer)
     connected = torch.tensor([not (isinstance(q, ParallelExample) and is_english(q.language)) for q in questions])
-    is_connected = "generate" in vars(unwrap(model))
+    has_connection = is_connected(model)
     options = {"pad_token_id": pad, "do_sample": False, **generate_options}
     if not {"max_new_tokens", "max_length", "generation_config"} & set(options):
         options["max_new_tokens"] = 64
-    if connection is not None and (is_connected or connection != "none"):
+    if connection is not None and (has_connection or connection != "none"):
         options["connection"] = connection
 
     keep = slice(None if max_prompt_tokens is None else -max_prompt_tokens, None)
@@ -149,7 +145,7 @@ def generate_batches(
         if english is not None:
             pairs = _left_padded([english[i][keep] for i in rows], pad, device)
             inputs |= {f"english_{name}": tensor for name, tensor in pairs.items()}
-        if is_connected:
+        if has_connection:
             inputs["connected"] = connected[rows].to(device)
         with torch.inference_mode():
             ids = model.generate(**inputs, **options)
@@ -166,7 +162,7 @@ def generate(
     *,
     prompts_file: str | None = None,
     output: str | None = None,
-    connection: Mode | None = None,
+    connection: str | None = None,
     style: str | None = None,
     batch_size: int = 16,
     max_new_tokens: int = 64,

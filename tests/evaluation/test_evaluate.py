@@ -43,7 +43,7 @@ from pivotune.evaluation.summary import Cell, report, text
 from pivotune.generation import generate_texts
 from pivotune.generation import load as load_model
 from pivotune.lab.base import base_path, load_base
-from pivotune.methods import SFT
+from pivotune.method import Method
 from pivotune.training import train
 from tests.data.tiny_tokenizers import BOS, byte_level
 from tests.evaluation.test_benchmarks import folder as benchmark_files
@@ -691,7 +691,7 @@ def test_the_prompt_style_is_that_of_the_run(
 ) -> None:
     options: dict[str, Any] = dict(data_dir=str(folder), benchmarks="cc_xnli", languages="ar", max_new_tokens=2)
     for style, expected in (("alpaca", "alpaca"), ("plain", "plain"), ("auto", "plain")):
-        folder_of_run = write_run(tmp_path / style, SFT(open_model(base)), prompt_style=style)
+        folder_of_run = write_run(tmp_path / style, Method(open_model(base)), prompt_style=style)
         assert evaluate(folder_of_run, **options)["style"] == expected
         assert read_evaluation(tmp_path / style / "evaluation").config["style"] == expected
     assert caplog.text.count("give --style alpaca or chat") == 1

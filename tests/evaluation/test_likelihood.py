@@ -18,7 +18,8 @@ from peft import LoraConfig, get_peft_model
 
 from pivotune.checkpoint import describe, mark_complete, open_model, write_model
 from pivotune.errors import PivotuneError
-from pivotune.methods import SFT, CCTuning, CCTuningConfig, Method
+from pivotune.method import Method
+from pivotune.objectives import CCTuning, CCTuningConfig
 from tests.data.tiny_tokenizers import BOS, byte_level
 from tests.reference import cc_tuning as reference
 from tests.reference import likelihood as likelihood_reference
@@ -47,9 +48,9 @@ def write_run(folder: Path, method: Method, matrix: torch.Tensor | None = None, 
 
 
 def connectable(model: Any) -> CCTuning:
-    method = CCTuning(model, CONFIG)
+    method = Method(model, [CONFIG])
     with torch.no_grad():
-        method.decision_maker.weight.normal_()
+        method.objectives["cc_tuning"].decision_maker.weight.normal_()
     return method
 
 
@@ -187,7 +188,7 @@ def test_without_a_connection_every_number_is_that_of_hflm(
     kind: str, batch_size: int, base: Path, run: str, tasks: Path, tmp_path: Path
 ) -> None:
     """Item by item, bit for bit, against a model that the harness opened itself."""
-    folder = {"base": str(base), "cc_tuning": run}.get(kind) or write_run(tmp_path, SFT(open_model(base)))
+    folder = {"base": str(base), "cc_tuning": run}.get(kind) or write_run(tmp_path, Method(open_model(base)))
     ours = PivotuneLM(folder, connection="none" if kind == "cc_tuning" else None, device="cpu", batch_size=batch_size)
     assert ours.connection_mode == "none"
     theirs = HFLM(folder, device="cpu", batch_size=batch_size)

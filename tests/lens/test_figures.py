@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from pivotune.lens import figures, plots
-from pivotune.lens.plots import LEFT_TO_RIGHT
+from pivotune.plotting import LEFT_TO_RIGHT
 
 LAYERS = 12
 Columns = dict[str, list[float | None]]

@@ -18,7 +18,7 @@ from pivotune.data.prompts import prompt_only
 from pivotune.errors import PivotuneError
 from pivotune.lens.entropy import question_entropies
 from pivotune.lens.inspect import inspect, lens
-from pivotune.methods import CCTuningConfig
+from pivotune.objectives import CCTuningConfig
 from pivotune.training import train
 from tests.runs import configuration, rows, write_base, write_rows
 

@@ -18,9 +18,10 @@ from pivotune.config import RunConfig
 from pivotune.data import ParallelExample, read_examples
 from pivotune.errors import PivotuneError
 from pivotune.lens import LayerChoice, choose_layers, find_layers
-from pivotune.lens.layers import table, write_choice
-from pivotune.methods import DeepSupervision, DeepSupervisionConfig
-from pivotune.methods.deep_supervision import paper_layers
+from pivotune.lens.choice import table, write_choice
+from pivotune.lens.rule import paper_layers
+from pivotune.method import Method
+from pivotune.objectives import DeepSupervisionConfig
 from pivotune.training import train
 from tests.families import tiny
 from tests.runs import configuration, rows, write_base, write_rows
@@ -315,4 +316,4 @@ def test_auto_needs_another_language(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("layer", ["auto", None])
 def test_a_method_itself_needs_numbers(layer: Any) -> None:
     with pytest.raises(PivotuneError, match=r"conversion_layer: got .*, but the method needs a number in 1\.\.4"):
-        DeepSupervision(tiny("llama"), DeepSupervisionConfig(conversion_layer=layer, thinking_layer=2))
+        Method(tiny("llama"), [DeepSupervisionConfig(conversion_layer=layer, thinking_layer=2)])

@@ -12,7 +12,7 @@ from fontTools.ttLib import TTFont
 from pivotune.lab.templates import QUESTIONS, SCAFFOLD, STATEMENTS
 from pivotune.lab.world import World
 from pivotune.lens import plots
-from pivotune.lens.plots import LEFT_TO_RIGHT, SHIPPED_FONT, drawable, language_name, new_figure, new_panels, save
+from pivotune.plotting import LEFT_TO_RIGHT, SHIPPED_FONT, drawable, language_name, new_figure, new_panels, save
 
 
 def ink(text: str) -> np.ndarray:

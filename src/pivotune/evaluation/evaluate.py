@@ -22,12 +22,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from safetensors import SafetensorError, safe_open
 from transformers.utils.logging import tqdm
 
 from pivotune import __version__
-from pivotune.checkpoint import TENSORS, load_run, read_info
-from pivotune.connection import Connection, Mode, connect
+from pivotune.checkpoint import load_run, read_info
+from pivotune.connection import connect
 from pivotune.data.examples import is_english
 from pivotune.data.prompts import STYLES
 from pivotune.errors import PivotuneError, check_choice, check_number
@@ -75,7 +74,7 @@ def evaluate(
     preset: str | None = None,
     languages: str | None = None,
     limit: int | None = None,
-    connection: Mode | None = None,
+    connection: str | None = None,
     style: str | None = None,
     batch_size: int = 16,
     max_new_tokens: int = 40,
@@ -94,7 +93,7 @@ def evaluate(
         preset: the benchmarks and languages of a paper: dft or cc, with its figures beside.
         languages: in which, separated by commas; those of the benchmark's paper by default.
         limit: take the first so many items of each benchmark and language. They are no random sample.
-        connection: how a CC-Tuning run connects: none, english or matrix; by default matrix where one was fitted, else
+        connection: how a connected run (CC-Tuning) connects: none, english or matrix; by default matrix where one was fitted, else
             none. English items are not connected.
         style: what is put around generated answers' prompts: plain, alpaca or chat; by default the style that the run
             was trained with, if it names one, else plain.
@@ -234,7 +233,7 @@ def choose(benchmarks: str | None, preset: str | None, languages: str | None) ->
 
 
 def read_parts(
-    chosen: Sequence[tuple[Benchmark, str]], data_dir: str | Path | None, limit: int | None, connection: Mode
+    chosen: Sequence[tuple[Benchmark, str]], data_dir: str | Path | None, limit: int | None, connection: str
 ) -> list[Part]:
     """Read and check the items, from the hub where `data_dir` is None. All are read, also under a limit."""
     parts = []
@@ -264,7 +263,7 @@ def _has(parts: Iterable[Part], protocol: str) -> bool:
     return any(part.benchmark.protocol == protocol for part in parts)
 
 
-def _check_protocols(chosen: Sequence[tuple[Benchmark, str]], mode: Mode) -> None:
+def _check_protocols(chosen: Sequence[tuple[Benchmark, str]], mode: str) -> None:
     ranked = list(dict.fromkeys(one.name for one, _ in chosen if one.protocol == "likelihood"))
     if mode == "english" and ranked:
         raise PivotuneError(
@@ -281,24 +280,16 @@ def _check_protocols(chosen: Sequence[tuple[Benchmark, str]], mode: Mode) -> Non
 # The run -----------------------------------------------------------------------------------------------------------
 
 
-def _connection_mode(run: str, info: Mapping[str, Any], connection: Mode | None) -> Mode:
+def _connection_mode(run: str, info: Mapping[str, Any], connection: str | None) -> str:
     """none, english or matrix, found out without loading the model."""
-    if connection is not None:
-        check_choice("connection", connection, get_args(Mode))
-    if "cc_tuning" not in info:
-        if connection not in (None, "none"):
-            raise PivotuneError(
-                f"connection: got {connection!r}, but {run} was not trained with CC-Tuning. Leave the option out."
-            )
-        return "none"
-    try:
-        with safe_open(Path(run) / TENSORS, "pt") as tensors:
-            has_matrix = "transform_matrix" in tensors.keys()  # noqa: SIM118  # it is no dict
-    except (OSError, SafetensorError) as error:
-        raise PivotuneError(f"{run}: {TENSORS} cannot be read: {error}") from error
-    if connection == "matrix" and not has_matrix:
-        raise PivotuneError(f"connection: got 'matrix', but {run} has no Transform Matrix. Choose english or none.")
-    return connection or ("matrix" if has_matrix else "none")
+    modes = connection_modes(run, info)
+    if modes == ("none",) and connection not in (None, "none"):
+        raise PivotuneError(
+            f"connection: got {connection!r}, but {run} was not trained with a connection. Leave the option out."
+        )
+    if connection is not None and connection not in modes:
+        raise PivotuneError(f"connection: got {connection!r}, but {run} can be connected by {', '.join(modes)}.")
+    return connection or modes[0]
 
 
 def _style(info: Mapping[str, Any], style: str | None) -> str:
@@ -348,7 +339,7 @@ class _Opened:
     """The run's engines, both around the one model, loaded when the first is asked for."""
 
     def __init__(
-        self, run: str, mode: Mode, style: str, batch_size: int, max_new_tokens: int, softmax_dtype: SoftmaxDtype
+        self, run: str, mode: str, style: str, batch_size: int, max_new_tokens: int, softmax_dtype: SoftmaxDtype
     ):
         self._path, self._mode, self._style = run, mode, style
         self._batch_size, self._max_new_tokens = batch_size, max_new_tokens
@@ -357,9 +348,9 @@ class _Opened:
     @cached_property
     def _run(self) -> Any:
         run = load_run(self._path)
-        trained = run.connection_tensors()
-        if trained is not None and self._mode != "none":
-            connect(run.model, Connection(run.model, *trained), self._mode)
+        made = run.connection()
+        if made is not None and self._mode != "none":
+            connect(run.model, made, self._mode)
         return run
 
     def engine(self, protocol: str) -> Engine:
@@ -470,7 +461,7 @@ def measure(
     parts: Sequence[Part],
     engine_of: Callable[[str], Engine],
     folder: Path,
-    connection: Mode,
+    connection: str,
     *,
     progress: bool = True,
 ) -> list[Cell]:

@@ -28,7 +28,7 @@ from pivotune.lab.settings import BASE, EPOCHS, Setting, by_name
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.trial import Record, choose, examine, train_row
 from pivotune.lab.world import World
-from pivotune.lens.plots import new_figure, save
+from pivotune.plotting import new_figure, save
 from pivotune.tables import table
 
 NAMES = {language: str(Locale(language).english_name) for language in LANGUAGES}

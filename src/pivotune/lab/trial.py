@@ -16,21 +16,22 @@ from torch import Tensor
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import load_run
 from pivotune.config import DataConfig, ModelConfig, RunConfig, TrainingOptions
-from pivotune.connection import Connection, Mode, connect
+from pivotune.connection import connect
 from pivotune.data import ParallelExample
 from pivotune.generation import generate_texts
 from pivotune.lab.settings import ANSWER_TOKENS, INSIDE_PAIRS, MAX_LENGTH, STYLE, TRAINING, Setting
 from pivotune.lens import LayerChoice, choose_layers
-from pivotune.lens.calibration import ConnectionMeasure, SupervisionMeasure
 from pivotune.lens.estimates import RunningMean
 from pivotune.lens.language import BeginningIndex, LanguageMeasure
 from pivotune.lens.reading import PairStream, Reading, read
 from pivotune.losses import cosine
-from pivotune.methods import CCTuningConfig, DeepSupervisionConfig
+from pivotune.objectives.cc_tuning import LinearConnection
+from pivotune.objectives.cc_tuning.measure import ConnectionMeasure
+from pivotune.objectives.deep_supervision.measure import SupervisionMeasure
 from pivotune.taps import evaluating
 from pivotune.training import train
 
-MODES: tuple[Mode, ...] = ("none", "matrix", "english")
+MODES: tuple[str, ...] = ("none", "matrix", "english")
 
 Record = dict[str, Any]
 Questions = Mapping[str, Sequence[Record]]
@@ -55,14 +56,12 @@ def train_row(setting: Setting, base: str | Path, records: Sequence[Record], fol
 
 def run_config(setting: Setting, base: str | Path, data: Path, output: Path, **training: Any) -> RunConfig:
     """The training run of a row, on the CPU: a GPU would give other numbers."""
-    assert setting.method != "none"
+    assert setting.trained
     return RunConfig(
         output=str(output),
-        method=setting.method,
         model=ModelConfig(str(base)),
         data=DataConfig(str(data), style=STYLE, max_length=MAX_LENGTH),
-        deep_supervision=setting.deep_supervision or DeepSupervisionConfig(),
-        cc_tuning=setting.cc_tuning or CCTuningConfig(),
+        objectives=setting.objectives,
         training=TrainingOptions(use_cpu=True, save_strategy="no", report_to="none", **(dict(TRAINING) | training)),
     )
 
@@ -71,7 +70,7 @@ def examine(
     model_folder: str | Path,
     questions: Mapping[str, Questions],
     inside: Questions | None,
-    connections: Sequence[Mode] = MODES,
+    connections: Sequence[str] = MODES,
 ) -> dict[str, Any]:
     """Ask a trained row, or the base model, everything.
 
@@ -87,10 +86,10 @@ def examine(
     """
     opened = load_run(model_folder, dtype=torch.float32, device="cpu")
     model, tokenizer = opened.model, opened.tokenizer
-    modes: Sequence[Mode] = ("none",)
-    trained, connection = opened.connection_tensors(), None
-    if trained is not None:
-        connection, modes = Connection(model, *trained), connections
+    modes: Sequence[str] = ("none",)
+    connection = opened.connections.get("cc_tuning")
+    if connection is not None:
+        modes = connections
         connect(model, connection, "none")
     answers = {
         split: {mode: ask(model, tokenizer, asked, mode) for mode in modes} for split, asked in questions.items()
@@ -103,11 +102,11 @@ def examine(
             if language != "en"
         },
         "terms": opened.info.get("terms", {}),
-        "transform_matrix": opened.info.get("transform_matrix"),
+        "transform_matrix": opened.info.get("found", {}).get("cc_tuning", {}).get("transform_matrix"),
     }
 
 
-def ask(model: Any, tokenizer: Any, questions: Questions, mode: Mode = "none") -> dict[str, Any]:
+def ask(model: Any, tokenizer: Any, questions: Questions, mode: str = "none") -> dict[str, Any]:
     """What is answered to each item, and whether that is word for word right."""
     found = {}
     for language, records in questions.items():
@@ -121,7 +120,7 @@ def ask(model: Any, tokenizer: Any, questions: Questions, mode: Mode = "none") -
 
 
 def look_inside(
-    model: Any, tokenizer: Any, records: Sequence[Record], connection: Connection | None = None
+    model: Any, tokenizer: Any, records: Sequence[Record], connection: LinearConnection | None = None
 ) -> dict[str, list[float]]:
     """Means over the pairs of one language, one number per layer: what deep supervision asks for (see
     `SupervisionMeasure`; cosines of the last token too), the probability that the lens gives to a first token of the

@@ -23,22 +23,21 @@ from transformers.utils.logging import tqdm
 from pivotune import __version__
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import Run, load_run, read_info
-from pivotune.connection import Connection
 from pivotune.data import ParallelExample
 from pivotune.data.examples import is_among, is_english
 from pivotune.data.sources import stream_prompts
 from pivotune.errors import PivotuneError, check_choice, check_number
-from pivotune.lens.calibration import ConnectionMeasure, SupervisionMeasure
 from pivotune.lens.entropy import EntropyMeasure
 from pivotune.lens.estimates import RunningDifference, RunningMean, Tables, as_columns
 from pivotune.lens.figures import draw
 from pivotune.lens.language import BeginningIndex, LanguageMeasure, Others
-from pivotune.lens.layers import Reservoir
-from pivotune.lens.plots import language_name
+from pivotune.lens.choice import Reservoir
+from pivotune.lens.rule import paper_layers
 from pivotune.lens.projection import ProjectionMeasure
 from pivotune.lens.reading import Measure, PairStream, Reading, read
 from pivotune.lens.similarity import SimilarityMeasure
-from pivotune.methods.deep_supervision import DeepSupervisionConfig, paper_layers
+from pivotune.objectives import OBJECTIVES
+from pivotune.plotting import language_name
 from pivotune.tables import table
 from pivotune.taps import evaluating
 
@@ -170,7 +169,7 @@ def inspect(
         for language, chosen, batch in stream.batches(examples() if callable(examples) else examples):
             comparison = comparisons.setdefault(language, _Comparison(models))
             for model in models:
-                comparison.add(model, read(model.anatomy, chosen, batch, feed_forward=model.connection is not None))
+                comparison.add(model, read(model.anatomy, chosen, batch, feed_forward=model.feed_forward))
             comparison.compare()
             bar.update(len(chosen))
     if not comparisons:
@@ -201,18 +200,17 @@ class _Model:
     run: Run
     anatomy: Anatomy
     measures: Callable[[], dict[str, Measure]]
-    connection: Connection | None = None
+    feed_forward: bool = False
     projection: ProjectionMeasure | None = None
 
     @classmethod
     def of(cls, role: str, run: Run, wanted: Iterable[str], block: int, others: Others | None) -> _Model:
-        anatomy, trained = Anatomy(run.model), run.connection_tensors()
-        connection = None
-        if trained is not None and "calibration" in wanted:
-            connection = Connection(run.model, *trained)
+        anatomy = Anatomy(run.model)
         index = BeginningIndex(run.tokenizer, anatomy.vocab_size) if "language" in wanted else None
-        options = run.info.get("deep_supervision", {})
-        supervision = DeepSupervisionConfig(**options)
+        of_objectives: dict[str, Callable[[], Measure]] = {}
+        for name, objective in OBJECTIVES.items() if "calibration" in wanted else ():
+            if measure := objective.measure(anatomy, run.objectives.get(name), run.connections.get(name)):
+                of_objectives[name] = measure
 
         def measures() -> dict[str, Measure]:
             made: dict[str, Measure] = {}
@@ -223,15 +221,10 @@ class _Model:
                 made["language_after_blank"] = LanguageMeasure(anatomy, index, others=others, after_blank=True)
             if "similarity" in wanted:
                 made["similarity"] = SimilarityMeasure(anatomy, block=block)
-            if "calibration" in wanted:
-                made["deep_supervision"] = SupervisionMeasure(
-                    anatomy, pooling=supervision.pooling, final_norm=supervision.final_norm
-                )
-            if connection is not None:
-                made["cc_tuning"] = ConnectionMeasure(connection)
-            return made
+            return made | {name: measure() for name, measure in of_objectives.items()}
 
-        return cls(role, run, anatomy, measures, connection)
+        feed_forward = any(getattr(one, "needs_feed_forward", False) for one in measures().values())
+        return cls(role, run, anatomy, measures, feed_forward)
 
 
 class _Comparison:
@@ -308,9 +301,8 @@ def _check_comparable(run: _Model, against: _Model) -> None:
 def _chosen_layers(run: Run, anatomy: Anatomy, layers: tuple[int, int] | None) -> tuple[int, int]:
     if layers is not None:
         return anatomy.check_layer(layers[0], "layers"), anatomy.check_layer(layers[1], "layers")
-    options = run.info.get("deep_supervision", {})
-    suggested = paper_layers(anatomy.num_layers)
-    return (options.get("conversion_layer") or suggested[0], options.get("thinking_layer") or suggested[1])
+    marked = (OBJECTIVES[name].marked_layers(options) for name, options in run.objectives.items())
+    return next((one for one in marked if one is not None), paper_layers(anatomy.num_layers))
 
 
 # Reading the options -------------------------------------------------------------------------------------------------
@@ -397,10 +389,7 @@ _COLUMNS = (
     ("target, %", "language", "target", 100),
     ("MEXA, mean, %", "similarity", "mean/mexa", 100),
     ("MEXA, last, %", "similarity", "last_token/mexa", 100),
-    ("question, nats", "deep_supervision", "question_nats", 1),
-    ("answer, nats", "deep_supervision", "answer_nats", 1),
-    ("question, cos", "deep_supervision", "question_cosine", 1),
-    ("answer, cos", "deep_supervision", "answer_cosine", 1),
+    *((head, name, table, factor) for name, one in OBJECTIVES.items() for head, table, factor in one.lens_columns),
 )
 
 
@@ -427,7 +416,8 @@ def text(report: Mapping[str, Any], *, markdown: bool = False) -> str:
         lines += ["", f"### {title}" if markdown else title, ""]
         if columns:
             lines.append(table(["layer", *(head for head, _, _ in columns)], rows, markdown=markdown))
-        lines += _connection_lines(found.get("cc_tuning"))
+        for name, objective in OBJECTIVES.items():
+            lines += objective.lens_lines(found[name]) if name in found else []
     return "\n".join(lines).strip("\n")
 
 
@@ -444,24 +434,6 @@ def _cell(columns: Mapping[str, Any], k: int, factor: float) -> str:
     low, high = columns["difference"]["low"][k], columns["difference"]["high"][k]
     star = "*" if low is not None and (low > 0 or high < 0) else ""
     return f"{columns['against']['mean'][k] * factor:.{digits}f} -> {after}{star}"
-
-
-def _connection_lines(found: Mapping[str, Any] | None) -> list[str]:
-    if not found:
-        return []
-    lines = [""]
-    for name, what in (("picks_english", "real English"), ("picks_matrix", "the Transform Matrix")):
-        if name in found["tables"]:
-            shares = enumerate(found["tables"][name]["run"]["mean"], start=1)
-            most = sorted(shares, key=lambda pick: -pick[1])[:3]
-            picks = ", ".join(f"layer {layer} ({100 * share:.0f} %)" for layer, share in most if share)
-            lines.append(f"The Decision Maker picks, from {what}: {picks}.")
-    if "agreement" in found["tables"]:
-        agreement, summary = found["tables"]["agreement"]["run"], found["summary"]["run"]
-        share, low, high = (100 * agreement[name][0] for name in ("mean", "low", "high"))
-        r2 = "unknown" if summary["r2"] is None else f"{summary['r2']:.2f}"
-        lines.append(f"They agree on {share:.0f} % [{low:.0f}, {high:.0f}] of the prompts. R^2 of the matrix: {r2}.")
-    return lines
 
 
 def write(report: Mapping[str, Any], folder: Path) -> list[Path]:

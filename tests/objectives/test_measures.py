@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pivotune.anatomy import Anatomy
-from pivotune.connection import Connection, connect
+from pivotune.connection import connect
 from pivotune.errors import PivotuneError
-from pivotune.lens.calibration import ConnectionMeasure, SupervisionMeasure, _kappa
 from pivotune.lens.reading import Reading, read
-from pivotune.methods import CCTuningConfig, DeepSupervision, DeepSupervisionConfig
+from pivotune.method import Method
+from pivotune.objectives import CCTuningConfig, DeepSupervisionConfig
+from pivotune.objectives.cc_tuning import LinearConnection
+from pivotune.objectives.cc_tuning.measure import ConnectionMeasure, _kappa
+from pivotune.objectives.deep_supervision.measure import SupervisionMeasure
 from pivotune.taps import evaluating
 from tests.batches import Example, Text, collate, examples_of, random_examples, select
 from tests.families import FAMILIES, VOCAB, tiny
@@ -96,7 +99,7 @@ def test_token_weights_give_the_terms_of_deep_supervision(family: str, pooling: 
     }
     for signal in ("logits", "feature"):
         config = DeepSupervisionConfig(signal, signal, i, j, pooling=pooling, final_norm=final_norm)
-        terms = DeepSupervision(model, config)(batch)["terms"]
+        terms = Method(model, [config])(batch)["terms"]
         for name in ("language_conversion", "english_thinking"):
             torch.testing.assert_close(sums[signal, name], terms[name].sum.detach(), rtol=1e-11, atol=0)
     assert int(terms["language_conversion"].count) == 5
@@ -210,7 +213,7 @@ def connection_of(model: Any, matrix: bool = True, seed: int = 5, **options: Any
     shape = (L, d, d) if config.matrix == "per_layer" else (d, d)
     noise = torch.randn(*shape, dtype=torch.float64, generator=generator) / d**0.5
     weight = 0.6 * torch.eye(d, dtype=torch.float64) + 0.4 * noise
-    return Connection(model, config, decision_maker.to(dtype), weight.to(dtype) if matrix else None)
+    return LinearConnection(model, config, decision_maker.to(dtype), weight.to(dtype) if matrix else None)
 
 
 def mapped(connection: Connection, own: Sequence[Tensor]) -> list[Tensor]:

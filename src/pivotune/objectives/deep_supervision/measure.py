@@ -1,8 +1,6 @@
-"""Calibration of the methods: how near a model is to what deep supervision and CC-Tuning ask of it, on held-out pairs.
+"""What the lens measures of deep supervision: how near a model is to what it asks for, on held-out pairs.
 
-Deep supervision asks for four things, at every layer here, so that curves show what training at layers i and j does to
-the others. CC-Tuning lives on one choice, and on a matrix that must stand in for English where it is made.
-
+It asks for four things, at every layer here, so that curves show what training at layers i and j does to the others.
 Which pairs are held out is for the caller to see to: nothing here knows what a run was trained on.
 
 Shapes in names: N examples, P pairs, K English tokens, n tokens of all pairs, L layers, d hidden size.
@@ -10,19 +8,21 @@ Shapes in names: N examples, P pairs, K English tokens, n tokens of all pairs, L
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pivotune.anatomy import Anatomy
-from pivotune.connection import Connection, RunningR2
-from pivotune.errors import PivotuneError, check_choice, check_flags
+from pivotune.errors import check_choice, check_flags
+from pivotune.lens import panels
 from pivotune.lens.estimates import Tables
+from pivotune.lens.panels import BLUE, VERMILION
 from pivotune.lens.reading import Batch, Reading, Side
 from pivotune.losses import IGNORE, LOGITS_PER_CHUNK, chunked_token_nats, cosine
-from pivotune.methods.deep_supervision import continue_in_english, english_question
+from pivotune.objectives.deep_supervision.continuation import continue_in_english, english_question
 from pivotune.taps import Tap
 
 
@@ -38,7 +38,7 @@ class SupervisionMeasure:
         answer_cosine    cos(h_L of the English question, h_l of the target question)
 
     They are computed by the method's own functions, with its teacher-forced reading, whatever the run was trained with;
-    a term of the feature signal is 1 minus the cosine. Two differences to `DeepSupervision(...)(batch)["terms"]`: a
+    a term of the feature signal is 1 minus the cosine. Two differences to `Method(model, [DeepSupervisionConfig(...)])(batch)["terms"]`: a
     term of the logits signal averages over all tokens of a batch, so that long texts weigh more; here tokens are
     averaged within an example first, then examples, because examples are what an interval is taken over. And in a run
     with a connection too, the feature terms are those of the connected pass, while here no text is connected.
@@ -124,97 +124,20 @@ class SupervisionMeasure:
         }
 
 
-class ConnectionMeasure:
-    """What CC-Tuning's connection (Ye et al. 2025) does: the layers that it picks, and how well the matrix stands in.
-
-    Tables; picks are those of inference, without noise. With soft selection all layers are mixed, and the pick is the
-    one of the largest share.
-
-        picks_english  (N, L) bool, one True per row: the layer picked from the activations of the real English question
-        picks_matrix   (N, L) bool: the layer picked from the question's own activations, mapped by the Transform Matrix
-        agreement      (N, 1) bool: both are the same
-
-    The last two, and what belongs to them in the summary, only with a Transform Matrix.
-
-    Args:
-        connection: of the very model that is read.
-    """
-
-    def __init__(self, connection: Connection):
-        self.connection = connection
-        L, d = connection.anatomy.num_layers, connection.anatomy.hidden_size
-        device = connection.decision_maker.weight.device
-        self._copied, self._mapped = (RunningR2(L, d, device) for _ in range(2))
-        self._together_LL = torch.zeros(L, L, dtype=torch.long)  # pairs by pick: from English, from the matrix
-
-    @torch.no_grad()
-    def add(self, reading: Reading) -> Tables:
-        """As `Measure.add`.
-
-        Raises:
-            PivotuneError: the reading was made without `feed_forward=True`.
-        """
-        english_NLd, own_NLd = reading.english.feed_forward, reading.target.feed_forward
-        if english_NLd is None or own_NLd is None:
-            raise PivotuneError("calibration: the connection reads feed-forward outputs; call read(feed_forward=True).")
-        last_N = reading.target.input_ids.gather(1, reading.target.last[:, None])[:, 0]
-        self._copied.add(own_NLd.transpose(0, 1), english_NLd.transpose(0, 1))
-        by_english_N = self.connection.shares(english_NLd, last_N).argmax(dim=-1).cpu()
-        tables = {"picks_english": self._one_hot(by_english_N)}
-        if self.connection.transform_matrix is None:
-            return tables
-        mapped_NLd = self.connection.transform(own_NLd)
-        self._mapped.add(mapped_NLd.transpose(0, 1), english_NLd.transpose(0, 1))
-        by_matrix_N = self.connection.shares(mapped_NLd, last_N).argmax(dim=-1).cpu()
-        self._together_LL.index_put_((by_english_N, by_matrix_N), torch.ones_like(by_english_N), accumulate=True)
-        return tables | {
-            "picks_matrix": self._one_hot(by_matrix_N),
-            "agreement": (by_english_N == by_matrix_N)[:, None],
-        }
-
-    def finish(self) -> Tables:
-        return {}
-
-    def summary(self) -> dict[str, Any]:
-        """What is no mean over examples.
-
-        Returns:
-            pairs: how many were read.
-            r2, r2_per_layer: R^2 of the mapped activations, 1 - (squared error) / (squared distance of the English ones
-                from their mean over the pairs of this language), over all layers and per layer. 0 is what that mean
-                would score; a matrix fitted on several languages may fall below it in one of them. None for a single
-                pair. Layers of large activations rule the R^2 over all.
-            r2_of_copy, r2_of_copy_per_layer: the same of the question's own activations, unmapped: what there would be
-                without a matrix.
-            chance_agreement: how often the two picks would agree if they were made independently of each other, as
-                often each layer as they are.
-            kappa: Cohen's (1960), the share of the agreement that is possible beyond chance. None where chance alone
-                gives 1: both pick one and the same layer always.
-        """
-        found: dict[str, Any] = {
-            "pairs": self._copied.count,
-            "r2_of_copy": self._copied.overall(),
-            "r2_of_copy_per_layer": self._copied.per_group(),
-        }
-        if self.connection.transform_matrix is None:
-            return found
-        chance, kappa = _kappa(self._together_LL)
-        return found | {
-            "r2": self._mapped.overall(),
-            "r2_per_layer": self._mapped.per_group(),
-            "chance_agreement": chance,
-            "kappa": kappa,
-        }
-
-    def _one_hot(self, pick_N: Tensor) -> Tensor:
-        return F.one_hot(pick_N, self.connection.anatomy.num_layers).bool()
-
-
-def _kappa(together_LL: Tensor) -> tuple[float | None, float | None]:
-    """Chance agreement and Cohen's kappa of a table of counts; in whole numbers, so that a chance of 1 is exactly 1."""
-    count = int(together_LL.sum())
-    if not count:
-        return None, None
-    by_chance, agreed = int(together_LL.sum(dim=1) @ together_LL.sum(dim=0)), int(together_LL.trace())
-    possible = count**2 - by_chance
-    return by_chance / count**2, (agreed * count - by_chance) / possible if possible else None
+def supervision_figure(report: Mapping[str, Any], path_without_suffix: str | Path) -> list[Path]:
+    """A row per language, for what deep supervision trains: nats per English token, and cosines to English."""
+    names = {"question": ("English question", BLUE), "answer": ("English answer", VERMILION)}
+    found = panels.with_tables(report, "deep_supervision")
+    if not found:
+        return []
+    figure, grid = panels.rows(len(found), 2)
+    for row, (code, tables) in zip(grid, found.items(), strict=True):
+        for axes, unit, label in ((row[0], "nats", "nats per English token"), (row[1], "cosine", "cosine to English")):
+            for name, (_, color) in names.items():
+                panels.curves(axes, tables.get(f"{name}_{unit}"), color)
+            axes.set_ylabel(label)
+            panels.layer_axis(axes, report)
+        row[0].set_ylim(bottom=0)
+        panels.headed(row[0], report, code)
+    panels.outer_labels(grid, grid.size)
+    return panels.finished(figure, report, "What deep supervision trains", names.values(), path_without_suffix)
