@@ -13,7 +13,6 @@ import difflib
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers.utils.logging import tqdm
 
 from pivotune import __version__
@@ -55,6 +54,7 @@ from pivotune.evaluation.results import (
     write_evaluation,
 )
 from pivotune.evaluation.summary import Cell, report, text
+from pivotune.files import check_output_files, locked, read_json, reason, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -149,16 +149,16 @@ def evaluate(
             for one in {part.benchmark.name: part.benchmark for part in parts}.values()
         },
     )
-    if restart:
-        _clear(folder)
-    write_evaluation(folder, _merged(folder, wanted))
-
     opened = _Opened(run, mode, style or "plain", batch_size, max_new_tokens, softmax_dtype)
-    cells = measure(parts, opened.engine, folder, mode)
+    with locked("output", folder):
+        if restart:
+            _clear(folder)
+        write_evaluation(folder, _merged(folder, wanted))
+        cells = measure(parts, opened.engine, folder, mode)
     found = report(cells, run=str(run), connection=mode, style=style, preset=preset)
-    _write(folder / SCORES, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    _write(folder / TABLE, text(found, markdown=True) + "\n")
-    print(text(found))
+    print(text(found))  # first: what was found is worth more than its files
+    write_text(folder / SCORES, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / TABLE, text(found, markdown=True) + "\n")
     print(f"\nWritten: {folder / SCORES}, {folder / TABLE}, {folder / INFO}, {folder / ITEMS}")
     return found
 
@@ -294,8 +294,8 @@ def _connection_mode(run: str, info: Mapping[str, Any], connection: Mode | None)
     try:
         with safe_open(Path(run) / TENSORS, "pt") as tensors:
             has_matrix = "transform_matrix" in tensors.keys()  # noqa: SIM118  # it is no dict
-    except (OSError, SafetensorError) as error:
-        raise PivotuneError(f"{run}: {TENSORS} cannot be read: {error}") from error
+    except Exception as error:
+        raise PivotuneError(f"{run}: {TENSORS} cannot be read: {reason(error)}.") from error
     if connection == "matrix" and not has_matrix:
         raise PivotuneError(f"connection: got 'matrix', but {run} has no Transform Matrix. Choose english or none.")
     return connection or ("matrix" if has_matrix else "none")
@@ -394,13 +394,36 @@ class _Opened:
 
 
 def _output_folder(run: str, info: Mapping[str, Any], output: str | None) -> Path:
-    if output is not None:
-        if Path(output).exists() and not Path(output).is_dir():
-            raise PivotuneError(f"output: {output} is a file; name a folder for the results.")
-        return Path(output)
-    if not info:
+    if output is None and not info:
         raise PivotuneError(f"output: {run} is no run folder of Pivotune to write into; name a folder with --output.")
-    return Path(run) / FOLDER
+    folder = Path(run) / FOLDER if output is None else Path(output)
+    _check_own(folder)
+    return check_output_files("output", folder, (INFO, TABLE, SCORES), overwrite=True)
+
+
+def _check_own(folder: Path) -> None:
+    """Raise a PivotuneError where going on, or a restart, would replace files that are not of an evaluation."""
+    items = list((folder / ITEMS).glob("*.jsonl"))
+    others = [path for path in items if not _is_of_items(path)]
+    if not items and not _is_evaluation(folder / INFO):
+        others = [path for path in (folder / INFO, folder / TABLE, folder / SCORES) if path.exists()]
+    if others:
+        raise PivotuneError(f"output: {others[0]} is not of an evaluation. Name another folder with --output.")
+
+
+def _is_of_items(path: Path) -> bool:
+    try:
+        return Key.of_file(path).filename == path.name
+    except PivotuneError:
+        return False
+
+
+def _is_evaluation(path: Path) -> bool:
+    try:
+        content = read_json(path)
+    except PivotuneError:
+        return False
+    return isinstance(content, dict) and {"format", "benchmarks"} <= content.keys()
 
 
 def _clear(folder: Path) -> None:
@@ -455,12 +478,6 @@ def _merged(folder: Path, wanted: Evaluation) -> Evaluation:
     return dataclasses.replace(
         wanted, config=merged, versions=versions, benchmarks=before.benchmarks | wanted.benchmarks
     )
-
-
-def _write(path: Path, content: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 # Measuring ---------------------------------------------------------------------------------------------------------

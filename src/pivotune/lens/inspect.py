@@ -28,10 +28,11 @@ from pivotune.data import ParallelExample
 from pivotune.data.examples import is_among, is_english
 from pivotune.data.sources import stream_prompts
 from pivotune.errors import PivotuneError, check_choice, check_number
+from pivotune.files import check_output_files, make_folder, write_text
 from pivotune.lens.calibration import ConnectionMeasure, SupervisionMeasure
 from pivotune.lens.entropy import EntropyMeasure
 from pivotune.lens.estimates import RunningDifference, RunningMean, Tables, as_columns
-from pivotune.lens.figures import draw
+from pivotune.lens.figures import PLOTS, draw
 from pivotune.lens.language import BeginningIndex, LanguageMeasure, Others
 from pivotune.lens.layers import Reservoir
 from pivotune.lens.plots import language_name
@@ -46,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 MEASURES = ("entropy", "language", "similarity", "calibration", "projection")
 
+FILES = ("lens.json", "lens.md", *(f"{name}.{ending}" for name in PLOTS for ending in ("png", "svg")))
+"""Whatever `lens` may write into its folder."""
+
 Examples = Callable[[], Iterator[ParallelExample]]
 """Gives the examples anew each time."""
 
@@ -57,6 +61,7 @@ def lens(
     against: str | None = None,
     languages: str | None = None,
     output: str | None = None,
+    overwrite: bool = False,
     measures: str = ",".join(MEASURES),
     layers: str | None = None,
     style: str | None = None,
@@ -75,6 +80,7 @@ def lens(
         against: the model to compare with, usually the run's base.
         languages: which to read, separated by commas; all that have English counterparts by default.
         output: folder for lens.json, lens.md and the plots; by default `lens` inside the run folder.
+        overwrite: replace files that are there already.
         measures: which to make, separated by commas.
         layers: the conversion and the thinking layer, as "2,15"; by default the run's own, else the paper's depths.
         style: prompt style: auto, alpaca, chat or plain; by default the one that the run was trained with.
@@ -89,7 +95,7 @@ def lens(
     """
     check_number("limit", limit, 0, whole=True, why="; 0 takes all examples")
     wanted = _listed(languages)
-    folder = _output_folder(run, output)
+    folder = check_output_files("output", _output_folder(run, output), FILES, overwrite=overwrite)
     examples, count, others = _examples(data, wanted, limit, seed)
     opened = load_run(run)
     base = None if against is None else load_run(against)
@@ -108,8 +114,8 @@ def lens(
         progress=count,
     )
     report = {"run": Path(run).name, "against": against and Path(against).name, "data": data, **report}
+    print(text(report))  # first: what was found is worth more than its files
     files = write(report, folder)
-    print(text(report))
     print(f"Written: {', '.join(map(str, files))}")
     return report
 
@@ -466,8 +472,8 @@ def _connection_lines(found: Mapping[str, Any] | None) -> list[str]:
 
 def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """lens.json, lens.md and the plots, into `folder`; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     content, page = folder / "lens.json", folder / "lens.md"
-    content.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    page.write_text(f"# {report['run']}: layer by layer\n\n{text(report, markdown=True)}\n", encoding="utf-8")
+    write_text(content, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_text(page, f"# {report['run']}: layer by layer\n\n{text(report, markdown=True)}\n")
     return [content, page, *draw(report, folder)]

@@ -31,6 +31,7 @@ from pivotune.data import Encoded, ParallelExample, PromptEncoder, Text, read_pr
 from pivotune.data.examples import is_among, is_english
 from pivotune.data.prompts import prompt_only
 from pivotune.errors import PivotuneError, check_number
+from pivotune.files import check_output_file, make_folder, write_text
 from pivotune.lens.entropy import EntropyCurve, question_entropies
 from pivotune.lens.plots import COLORS, GREY, new_figure, save
 from pivotune.methods.deep_supervision import paper_layers
@@ -167,6 +168,7 @@ def layers(
     data: str,
     language: str | None = None,
     output: str | None = None,
+    overwrite: bool = False,
     style: str | None = None,
     limit: int = 256,
     batch_size: int = 8,
@@ -181,6 +183,7 @@ def layers(
             English rows make the contrast.
         language: read only this language; all but English by default.
         output: write this path with .json, .png and .svg: curves, choice and plot.
+        overwrite: replace files that are there already.
         style: prompt style: auto, alpaca, chat or plain; by default the one that a run was trained with.
         limit: how many examples to draw at random; 0 takes all.
         batch_size: prompts per forward pass.
@@ -191,6 +194,9 @@ def layers(
         The choice, which is also printed.
     """
     check_number("limit", limit, 0, whole=True, why="; 0 takes all examples")
+    if output is not None:
+        for ending in ("json", "png", "svg"):
+            check_output_file("output", f"{_stem(output)}.{ending}", overwrite=overwrite, new_folder=True)
     examples = read_prompts(data)
     run = load_run(model)
     choice = choose_layers(
@@ -281,11 +287,15 @@ def table(choice: LayerChoice) -> str:
 
 def write_choice(choice: LayerChoice, output: str | Path, title: str = "") -> list[Path]:
     """Write `output`.json, .png and .svg; returns the files."""
-    path = Path(str(output).removesuffix(".json"))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = _stem(output)
+    make_folder(path.parent)
     content = path.with_name(f"{path.name}.json")
-    content.write_text(json.dumps(choice.as_dict(), indent=1) + "\n", encoding="utf-8")
+    write_text(content, json.dumps(choice.as_dict(), indent=1) + "\n")
     return [content, *plot(choice, path, title)]
+
+
+def _stem(output: str | Path) -> Path:
+    return Path(str(output).removesuffix(".json"))
 
 
 def plot(choice: LayerChoice, path_without_suffix: str | Path, title: str = "") -> list[Path]:
