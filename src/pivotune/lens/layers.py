@@ -168,6 +168,7 @@ def layers(
     language: str | None = None,
     output: str | None = None,
     style: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     limit: int = 256,
     batch_size: int = 8,
     max_length: int = 512,
@@ -182,6 +183,8 @@ def layers(
         language: read only this language; all but English by default.
         output: write this path with .json, .png and .svg: curves, choice and plot.
         style: prompt style: auto, alpaca, chat or plain; by default the one that a run was trained with.
+        chat_template_kwargs: arguments of the chat template, e.g. {"enable_thinking": false}; those that a run was
+            trained with are in its own.
         limit: how many examples to draw at random; 0 takes all.
         batch_size: prompts per forward pass.
         max_length: tokens of a prompt that are read.
@@ -192,7 +195,7 @@ def layers(
     """
     check_number("limit", limit, 0, whole=True, why="; 0 takes all examples")
     examples = read_prompts(data)
-    run = load_run(model)
+    run = load_run(model, chat_template_kwargs=chat_template_kwargs)
     choice = choose_layers(
         run.model,
         run.tokenizer,
