@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import TrainingArguments
@@ -48,8 +48,11 @@ class DataConfig:
         languages: the languages to expect; a row in another one is a bad row. All where null.
         style: prompt style: alpaca; chat, the tokenizer's template; plain, the prompt as it is; auto chooses: plain for
             prompt/completion rows, else chat where the tokenizer has a template, else alpaca.
+        chat_template_kwargs: arguments of the chat template, e.g. {enable_thinking: false}. They are saved with the
+            run's template, so that it is asked as it was trained.
         max_length: the most tokens a prompt and its answer may have together; longer answers are cut at their end.
-        on_bad: a malformed row stops the run with its line number (error), or is left out and counted (skip).
+        on_bad: a malformed row, or one that the chat template refuses, stops the run with its line number (error), or
+            is left out and counted (skip).
         overlong: the same for a prompt that leaves no room for an answer.
     """
 
@@ -57,6 +60,7 @@ class DataConfig:
     eval: str | list[str] | None = None
     languages: list[str] | None = None
     style: Literal["auto", "alpaca", "chat", "plain"] = "auto"
+    chat_template_kwargs: dict[str, Any] | None = None
     max_length: int = 512
     on_bad: Literal["error", "skip"] = "error"
     overlong: Literal["error", "skip"] = "error"

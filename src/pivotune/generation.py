@@ -23,9 +23,10 @@ from pivotune.checkpoint import load_run
 from pivotune.connection import Connection, Mode, connect
 from pivotune.data.collate import padding_id
 from pivotune.data.examples import ParallelExample, Text, is_english
-from pivotune.data.prompts import PromptEncoder, prompt_only
+from pivotune.data.prompts import PromptEncoder, prompt_only, without_empty_reasoning
 from pivotune.data.sources import read_prompts
 from pivotune.errors import PivotuneError
+from pivotune.tokens import check_context, check_ids, end_ids, listed, rows_of, until_end
 
 Question = str | Text | ParallelExample
 
@@ -36,6 +37,7 @@ def load(
     *,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> tuple[Any, Any]:
     """The model of a run (or any causal LM folder or hub name) and its tokenizer, ready to generate.
 
@@ -45,11 +47,12 @@ def load(
             fitted, else none.
         dtype: of the weights; "auto" keeps the saved one.
         device: where to put the model; a GPU if there is one by default.
+        chat_template_kwargs: arguments of the chat template; those that a run was trained with are in its own.
 
     Raises:
         PivotuneError: no such run, a half-written one, or a connection that it does not have.
     """
-    run = load_run(path, dtype=dtype, device=device)
+    run = load_run(path, dtype=dtype, device=device, chat_template_kwargs=chat_template_kwargs)
     trained = run.connection_tensors()
     if trained is None:
         if connection not in (None, "none"):
@@ -84,7 +87,11 @@ def generate_texts(
         batch_size: questions per call of generate().
         progress: show a progress bar.
         generate_options: what `generate()` of transformers takes, e.g. num_beams=4, do_sample=True;
-            max_new_tokens is 64 where no limit is given.
+            max_new_tokens is 64 where no limit is given. Answers end with any token that ends one for the tokenizer,
+            the chat template or the model; eos_token_id=... sets others in their place.
+
+    Raises:
+        PivotuneError: a prompt with a token that the model does not have, or one that cannot be rendered.
     """
     answers: list[str] = [""] * len(questions)
     batches = generate_batches(
@@ -102,7 +109,8 @@ class Answer(NamedTuple):
 
     Attributes:
         question: its place among those given, from 0.
-        text: all that was generated, white space at its ends included.
+        text: all that was generated before the end token, without an empty block of reasoning (<think></think>); white
+            space at its ends included.
         cut: whether the prompt's beginning was cut off.
     """
 
@@ -130,18 +138,26 @@ def generate_batches(
     if not questions:
         return
     encoder = PromptEncoder(tokenizer, style)
-    prompts = _encode(encoder, questions)
-    english = _encode(encoder, _english_of(questions)) if connection == "english" else None
-    device, pad = next(model.parameters()).device, padding_id(tokenizer)
+    rows_of_table = rows_of(model)
+    prompts = _encode(encoder, questions, rows_of_table)
+    english = _encode(encoder, _english_of(questions), rows_of_table) if connection == "english" else None
+    device, pad = next(model.parameters()).device, padding_id(tokenizer, rows_of_table)
     connected = torch.tensor([not (isinstance(q, ParallelExample) and is_english(q.language)) for q in questions])
     is_connected = "generate" in vars(unwrap(model))
     options = {"pad_token_id": pad, "do_sample": False, **generate_options}
     if not {"max_new_tokens", "max_length", "generation_config"} & set(options):
         options["max_new_tokens"] = 64
+    given = getattr(options.get("generation_config"), "eos_token_id", None)
+    ends = listed(options.get("eos_token_id", given)) or end_ids(model, tokenizer)
+    if ends:
+        options["eos_token_id"] = ends
     if connection is not None and (is_connected or connection != "none"):
         options["connection"] = connection
 
     keep = slice(None if max_prompt_tokens is None else -max_prompt_tokens, None)
+    new_tokens = options.get("max_new_tokens") or 0
+    lengths = [len(ids[keep]) + new_tokens for ids in prompts]
+    check_context(model, tokenizer, lengths, "prompts with the answers' max_new_tokens", "Shorten them, or lower it.")
     order = sorted(range(len(questions)), key=lambda i: -len(prompts[i]))  # longest first: memory fails early, not late
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
@@ -155,7 +171,8 @@ def generate_batches(
             ids = model.generate(**inputs, **options)
         new = ids[:, inputs["input_ids"].shape[1] :]
         several = len(new) // len(rows)  # num_return_sequences: the first is the best
-        texts = tokenizer.batch_decode(new[::several], skip_special_tokens=True)
+        spoken = [until_end(ids, ends) for ids in new[::several].tolist()]
+        texts = map(without_empty_reasoning, tokenizer.batch_decode(spoken, skip_special_tokens=True))
         cut = [max_prompt_tokens is not None and len(prompts[i]) > max_prompt_tokens for i in rows]
         yield [Answer(*parts) for parts in zip(rows, texts, cut, strict=True)]
 
@@ -168,6 +185,7 @@ def generate(
     output: str | None = None,
     connection: Mode | None = None,
     style: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     batch_size: int = 16,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
@@ -184,6 +202,8 @@ def generate(
         output: write JSON lines {"id", "prompt", "answer"} to this file instead of printing the answers.
         connection: none, english (the file has English counterparts) or matrix.
         style: prompt style; None takes the one the run was trained with.
+        chat_template_kwargs: arguments of the chat template, e.g. {"enable_thinking": false}; those that a run was
+            trained with are in its own.
         batch_size: questions answered at a time.
         max_new_tokens: length limit of an answer, in tokens.
         temperature: 0 is greedy; above, answers are sampled.
@@ -201,7 +221,7 @@ def generate(
             raise PivotuneError(f"{option}: got {value}; give a whole number >= 1.")
     if output is not None and not Path(output).resolve().parent.is_dir():
         raise PivotuneError(f"output: the folder of {output} does not exist; create it first.")
-    model, tokenizer = load(run, connection)
+    model, tokenizer = load(run, connection, chat_template_kwargs=chat_template_kwargs)
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     answers = generate_texts(
@@ -265,12 +285,15 @@ def _english_of(questions: Sequence[Question]) -> list[Question]:
     return english
 
 
-def _encode(encoder: PromptEncoder, questions: Sequence[Question]) -> list[list[int]]:
+def _encode(encoder: PromptEncoder, questions: Sequence[Question], rows_of_table: int) -> list[list[int]]:
     rendered = [
         encoder.render(prompt_only(q), q.where if isinstance(q, ParallelExample) else f"prompt {number}")
         for number, q in enumerate(questions, start=1)
     ]
-    return [encoded.prompt_ids for encoded in encoder.tokenize(rendered)]
+    encoded = [one.prompt_ids for one in encoder.tokenize(rendered)]
+    for one, ids in zip(rendered, encoded, strict=True):
+        check_ids(rows_of_table, ids, encoder.tokenizer, one.where)
+    return encoded
 
 
 def _left_padded(rows: list[list[int]], pad: int, device: torch.device) -> dict[str, Tensor]:

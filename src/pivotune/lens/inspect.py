@@ -65,6 +65,7 @@ def lens(
     measures: str = ",".join(MEASURES),
     layers: str | None = None,
     style: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     limit: int = 512,
     batch_size: int = 8,
     max_length: int = 512,
@@ -84,6 +85,8 @@ def lens(
         measures: which to make, separated by commas.
         layers: the conversion and the thinking layer, as "2,15"; by default the run's own, else the paper's depths.
         style: prompt style: auto, alpaca, chat or plain; by default the one that the run was trained with.
+        chat_template_kwargs: arguments of the chat template, e.g. {"enable_thinking": false}; those that a run was
+            trained with are in its own.
         limit: how many examples of a language to draw at random; 0 takes all, in their order.
         batch_size: pairs per forward pass.
         max_length: tokens of a prompt and its answer; pairs with longer prompts are left out and counted.
@@ -97,8 +100,8 @@ def lens(
     wanted = _listed(languages)
     folder = check_output_files("output", _output_folder(run, output), FILES, overwrite=overwrite)
     examples, count, others = _examples(data, wanted, limit, seed)
-    opened = load_run(run)
-    base = None if against is None else load_run(against)
+    opened = load_run(run, chat_template_kwargs=chat_template_kwargs)
+    base = None if against is None else load_run(against, chat_template_kwargs=chat_template_kwargs)
     report = inspect(
         opened,
         examples,

@@ -170,6 +170,7 @@ def layers(
     output: str | None = None,
     overwrite: bool = False,
     style: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     limit: int = 256,
     batch_size: int = 8,
     max_length: int = 512,
@@ -185,6 +186,8 @@ def layers(
         output: write this path with .json, .png and .svg: curves, choice and plot.
         overwrite: replace files that are there already.
         style: prompt style: auto, alpaca, chat or plain; by default the one that a run was trained with.
+        chat_template_kwargs: arguments of the chat template, e.g. {"enable_thinking": false}; those that a run was
+            trained with are in its own.
         limit: how many examples to draw at random; 0 takes all.
         batch_size: prompts per forward pass.
         max_length: tokens of a prompt that are read.
@@ -198,7 +201,7 @@ def layers(
         for ending in ("json", "png", "svg"):
             check_output_file("output", f"{_stem(output)}.{ending}", overwrite=overwrite, new_folder=True)
     examples = read_prompts(data)
-    run = load_run(model)
+    run = load_run(model, chat_template_kwargs=chat_template_kwargs)
     choice = choose_layers(
         run.model,
         run.tokenizer,
