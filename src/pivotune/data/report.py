@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pivotune.errors import PivotuneError
 
 PLACES_SHOWN = 5
+NOTES_SHOWN = 30
 
 
 class DataError(PivotuneError):
@@ -35,6 +36,7 @@ class Report:
         places: the first few places per reason of a skip.
         truncated: answers whose end was cut to fit `max_length`.
         english_truncated: the same, of the English answers.
+        notes: rows of which something was read in another way than it is written, or not read; by what that was.
     """
 
     rows: Counter[str] = field(default_factory=Counter)
@@ -43,6 +45,7 @@ class Report:
     places: dict[str, list[str]] = field(default_factory=dict)
     truncated: int = 0
     english_truncated: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
 
     @property
     def kept(self) -> int:
@@ -72,4 +75,7 @@ class Report:
             lines.append(f"  skipped, {reason}: {count} ({', '.join(self.places[reason])}{more})")
         if self.truncated or self.english_truncated:
             lines.append(f"  answers cut at the end: {self.truncated} target, {self.english_truncated} English")
+        lines += [f"  {note}: {count} rows" for note, count in self.notes.most_common(NOTES_SHOWN)]
+        if len(self.notes) > NOTES_SHOWN:
+            lines.append(f"  ... and {len(self.notes) - NOTES_SHOWN} notes more")
         return "\n".join(lines)

@@ -29,6 +29,7 @@ from torch import nn
 from pivotune.checkpoint import load_run
 from pivotune.data import Encoded, ParallelExample, PromptEncoder, Text, read_prompts
 from pivotune.data.examples import is_among, is_english
+from pivotune.data.languages import read_languages
 from pivotune.data.prompts import prompt_only
 from pivotune.errors import PivotuneError, check_number
 from pivotune.lens.entropy import EntropyCurve, question_entropies
@@ -166,6 +167,7 @@ def layers(
     *,
     data: str,
     language: str | None = None,
+    columns: dict[str, str | None] | None = None,
     output: str | None = None,
     style: str | None = None,
     limit: int = 256,
@@ -180,6 +182,7 @@ def layers(
         data: examples as in training (answers are not needed); their questions are read. English counterparts and
             English rows make the contrast.
         language: read only this language; all but English by default.
+        columns: other names of fields, as data.columns in training: {name in the file: name here}.
         output: write this path with .json, .png and .svg: curves, choice and plot.
         style: prompt style: auto, alpaca, chat or plain; by default the one that a run was trained with.
         limit: how many examples to draw at random; 0 takes all.
@@ -191,7 +194,9 @@ def layers(
         The choice, which is also printed.
     """
     check_number("limit", limit, 0, whole=True, why="; 0 takes all examples")
-    examples = read_prompts(data)
+    if language is not None:
+        (language,) = read_languages("language", [language])
+    examples = read_prompts(data, columns=columns)
     run = load_run(model)
     choice = choose_layers(
         run.model,
