@@ -520,7 +520,7 @@ def _tokenised(config: RunConfig, split: str, source: Any, tokenizer: Any) -> tu
         columns=data.columns,
     )
     rows, kept = tokenize_examples(examples, tokenizer, data.style, data.max_length, data.overlong)
-    kept.notes.update(report.notes)
+    kept.take_notes(report)
     if config.training.process_index == 0:
         if report.skipped:
             print(f"data.{split}, read: {report}")

@@ -193,7 +193,7 @@ class _Reading:
             problem = f"field '{shown}' changes what is asked or answered, and has no place here"
             fix = f"write whole conversations as 'messages', or leave it out with {self.option}: {{{shown}: null}}"
             raise DataError(self.where, "unknown field", problem, fix)
-        self.notes.append(f"field '{_no_index(shown)}' was not read")
+        self.notes.append(f"a field '{_no_index(shown)}' that was not read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,7 @@ def _renamed(row: Mapping[str, Any], columns: Mapping[str, str | None], reading:
     for theirs, value in taken.items():
         ours = columns[theirs]
         if ours is None:
-            reading.notes.append(f"field '{theirs}' was left out, as asked")
+            reading.notes.append(f"a field '{theirs}' left out, as asked")
         elif rest.get(ours) is not None:
             problem = f"field '{theirs}' is to be '{ours}', which the row has too"
             raise DataError(
@@ -351,7 +351,7 @@ def _language(common: Mapping[str, Any], default: str | None, reading: _Reading)
             fix = f"leave one out with {reading.option}: {{{other}: null}}"
             raise DataError(reading.where, "wrong language", problem, fix)
     if common[key] != tag:
-        reading.notes.append(f"language {common[key]!r} was read as {tag!r}")
+        reading.notes.append(f"language {common[key]!r}, read as {tag!r}")
     return tag
 
 
@@ -372,7 +372,7 @@ def _english(side: _Side, target: Text, layout: tuple[str, ...], language: str, 
     if not side.values:
         return None
     if all(isinstance(value, str) and not value.strip() for value in side.values.values()):
-        reading.notes.append("an empty English side was read as none")
+        reading.notes.append("an empty English side, read as none")
         return None
     if foreign := [shown for name, shown in side.shown.items() if name not in (*layout, "system")]:
         problem = f"field '{foreign[0]}' is of another layout than the row itself"
@@ -380,7 +380,7 @@ def _english(side: _Side, target: Text, layout: tuple[str, ...], language: str, 
     english = _text(side, layout, False, reading)
     if not is_english(language):
         if reading.answered and not english.answer.strip():
-            reading.notes.append("the English side has no answer")
+            reading.notes.append("an English side without an answer")
         return english
     shown = next(iter(side.shown.values())).partition(".")[0]
     if english.question != target.question:
@@ -388,7 +388,7 @@ def _english(side: _Side, target: Text, layout: tuple[str, ...], language: str, 
         raise DataError(
             reading.where, "English row with a counterpart", problem, f"remove '{shown}' or correct 'language'"
         )
-    reading.notes.append(f"'{shown}' of an English row repeats the row and was not read")
+    reading.notes.append(f"'{shown}' that repeats an English row, not read")
     return None
 
 
@@ -440,7 +440,7 @@ def _conversation(messages: Any, name: str, context: tuple[Turn, ...], answered:
         problem = f"there is a field 'system', and a system turn in '{name}'"
         raise DataError(where, "mixed layouts", problem, f"leave one out, e.g. with {reading.option}: {{system: null}}")
     if answered and any(turn.role == "assistant" for turn in history):
-        reading.notes.append("earlier answers of a conversation were read as context; the last one is learned")
+        reading.notes.append("earlier answers, read as context: only the last answer is learned")
     return Text(answer=answer.content, instruction=question.content, context=(*context, *history))
 
 
@@ -490,7 +490,7 @@ def _string(value: Any, reading: _Reading, name: str) -> str:
     if isinstance(value, str):
         return _unicode(value, reading.where, name)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        reading.notes.append(f"a number in '{_no_index(name)}' was read as text")
+        reading.notes.append(f"a number in '{_no_index(name)}', read as text")
         return json.dumps(value)
     advice = "a string"
     if isinstance(value, bool):

@@ -90,7 +90,8 @@ def read_examples(
                 continue
             examples.append(example)
             report.keep(example.language, example.english is not None)
-            report.notes.update(set(notes))
+            for note in dict.fromkeys(notes):
+                report.note(note, where)
     if not examples:
         raise PivotuneError(f"{', '.join(map(str, sources)) or 'no source'}: no example to use: {report}")
     return examples, report
@@ -132,7 +133,7 @@ def stream_prompts(
 def log_notes(source: str | Path, notes: Counter[str]) -> None:
     """Say what `stream_prompts` counted."""
     for note, count in notes.items():
-        logger.warning("%s: %s: %d rows.", source, note, count)
+        logger.warning("%s: rows with %s: %d.", source, note, count)
 
 
 def _check_wanted(
