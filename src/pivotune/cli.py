@@ -9,8 +9,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import io
 import logging
+import os
 import re
+import select
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Sequence
@@ -60,7 +63,28 @@ _KINDS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; mistakes of the user end in one message on standard error and exit status 2."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            _main(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+        raise SystemExit(141) from None  # what a shell says of any other program then
+
+
+def _reader_is_gone() -> bool:
+    """Whether whoever read standard output, such as `| head`, has had enough."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return

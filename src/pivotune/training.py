@@ -639,8 +639,17 @@ def _fit(config: RunConfig, model: nn.Module, tokenizer: Any, report: Report, *s
 def _tokenised(config: RunConfig, split: str, source: Any, tokenizer: Any) -> tuple[datasets.Dataset, Report, str]:
     """The rows, what was kept, and the prompts' style."""
     data = config.data
-    examples, report = read_examples(source, on_bad=data.on_bad, languages=data.languages)
+    thinks = config.supervises and config.deep_supervision.english_thinking == "logits"
+    examples, report = read_examples(
+        source,
+        on_bad=data.on_bad,
+        english_answer_for="deep_supervision.english_thinking: logits" if thinks else None,
+        languages=data.languages,
+        language=data.language,
+        columns=data.columns,
+    )
     rows, kept = tokenize_examples(examples, tokenizer, data.style, data.max_length, data.overlong, data.on_bad)
+    kept.take_notes(report)
     if config.training.process_index == 0:
         if report.skipped:
             print(f"data.{split}, read: {report}")

@@ -71,6 +71,11 @@ class Report:
         if len(places) < PLACES_SHOWN:
             places.append(where)
 
+    def take_notes(self, earlier: Report) -> None:
+        """The notes of an earlier pass over the same rows, too."""
+        self.notes.update(earlier.notes)
+        self.places |= {note: earlier.places[note] for note in earlier.notes}
+
     def pair_share(self, language: str) -> float:
         """Share (0..1) of the kept rows of `language` that have an English counterpart."""
         return self.pairs[language] / self.rows[language] if self.rows[language] else 0.0

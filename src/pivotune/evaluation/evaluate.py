@@ -28,6 +28,7 @@ from pivotune import __version__
 from pivotune.checkpoint import TENSORS, load_run, read_info
 from pivotune.connection import Connection, Mode, connect
 from pivotune.data.examples import is_english
+from pivotune.data.languages import read_languages
 from pivotune.data.prompts import STYLES
 from pivotune.errors import PivotuneError, check_choice, check_number
 from pivotune.evaluation.benchmarks import (
@@ -213,7 +214,7 @@ def choose(benchmarks: str | None, preset: str | None, languages: str | None) ->
     found = [benchmark_of(name) for name in names]
     if languages is None:
         return [(one, code) for one in found for code in PRESETS[one.paper].languages[one.name]]
-    codes = _listed("languages", languages)
+    codes = list(dict.fromkeys(read_languages("languages", _listed("languages", languages))))
     known = dict.fromkeys(code for one in found for code in one.languages)
     for code in codes:
         if code not in known:
