@@ -22,7 +22,8 @@ from babel import Locale
 from scipy.stats import binomtest
 from transformers.utils import logging
 
-from pivotune.errors import check_choice
+from pivotune.errors import PivotuneError, check_choice
+from pivotune.files import make_folder, write_text
 from pivotune.lab.base import base_path, load_base
 from pivotune.lab.settings import BASE, EPOCHS, Setting, by_name
 from pivotune.lab.templates import LANGUAGES
@@ -43,6 +44,10 @@ TITLES = {
     "CC": "CC-Tuning",
 }
 ASKED = {"none": "", "matrix": ", matrix", "english": ", real English"}
+
+
+MARK = "pivotune.demo"
+"""Lies in the folder of a demo."""
 
 
 @dataclass
@@ -78,6 +83,7 @@ def demo(output: str = "runs/demo", languages: str = "zh,vi,ar,sw", epochs: floa
     chosen = [language.strip() for language in languages.split(",")]
     for language in chosen:
         check_choice("languages", language, LANGUAGES[1:])
+    _claim(Path(output))
     started = time.monotonic()
     folder, world, base = Path(output), World.build(), load_base()
     training = [record for language in chosen for record in world.examples("training", language)]
@@ -103,6 +109,18 @@ def demo(output: str = "runs/demo", languages: str = "zh,vi,ar,sw", epochs: floa
     _report(folder, scores, inside, layers, {"seed": seed, "epochs": epochs})
     seconds = time.monotonic() - started
     print(f"\n{seconds:.0f} seconds. Picture: {folder / 'demo.png'}. Numbers: {folder / 'results.json'}.")
+
+
+def _claim(folder: Path) -> None:
+    """Mark the folder as a demo's; the next one may then replace what is in it."""
+    if folder.exists() and not folder.is_dir():
+        raise PivotuneError(f"output: {folder} is a file; name a folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
+        raise PivotuneError(
+            f"output: {folder} holds files that are not of a demo, which would replace them. Name a new folder."
+        )
+    make_folder(folder)
+    write_text(folder / MARK, "")
 
 
 def _train(setting: Setting, records: list[Record], folder: Path, epochs: float, seed: int) -> Path:
@@ -155,9 +173,9 @@ def _report(
         for name, row in scores.items()
     }
     content = {**run, "layers": layers, "scores": saved, "inside": inside}
-    (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_text(folder / "results.json", json.dumps(content, indent=1) + "\n")
     tables = [_table(answers, markdown=True), _table(states, markdown=True)]
-    (folder / "tables.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+    write_text(folder / "tables.md", "\n\n".join(tables) + "\n")
     _plot(scores, folder / "demo")
 
 

@@ -18,6 +18,7 @@ from pivotune.data import Encoded, ParallelExample, PromptEncoder, Text
 from pivotune.data.examples import is_among, is_english
 from pivotune.data.prompts import prompt_only
 from pivotune.errors import PivotuneError, check_number
+from pivotune.files import make_folder, write_text
 from pivotune.lens.entropy import EntropyCurve, question_entropies
 from pivotune.lens.rule import LayerChoice, find_layers
 from pivotune.plotting import COLORS, GREY, new_figure, save
@@ -165,11 +166,15 @@ def table(choice: LayerChoice) -> str:
 
 def write_choice(choice: LayerChoice, output: str | Path, title: str = "") -> list[Path]:
     """Write `output`.json, .png and .svg; returns the files."""
-    path = Path(str(output).removesuffix(".json"))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = stem(output)
+    make_folder(path.parent)
     content = path.with_name(f"{path.name}.json")
-    content.write_text(json.dumps(choice.as_dict(), indent=1) + "\n", encoding="utf-8")
+    write_text(content, json.dumps(choice.as_dict(), indent=1) + "\n")
     return [content, *plot(choice, path, title)]
+
+
+def stem(output: str | Path) -> Path:
+    return Path(str(output).removesuffix(".json"))
 
 
 def plot(choice: LayerChoice, path_without_suffix: str | Path, title: str = "") -> list[Path]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pivotune.checkpoint import load_run
 from pivotune.data import read_prompts
+from pivotune.data.languages import read_languages
 from pivotune.errors import check_number
-from pivotune.lens.choice import choose_layers, table, write_choice
+from pivotune.files import check_output_file
+from pivotune.lens.choice import choose_layers, stem, table, write_choice
 from pivotune.lens.rule import LayerChoice
 
 
@@ -16,8 +19,11 @@ def layers(
     *,
     data: str,
     language: str | None = None,
+    columns: dict[str, str | None] | None = None,
     output: str | None = None,
+    overwrite: bool = False,
     style: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     limit: int = 256,
     batch_size: int = 8,
     max_length: int = 512,
@@ -30,8 +36,12 @@ def layers(
         data: examples as in training (answers are not needed); their questions are read. English counterparts and
             English rows make the contrast.
         language: read only this language; all but English by default.
+        columns: other names of fields, as data.columns in training: {name in the file: name here}.
         output: write this path with .json, .png and .svg: curves, choice and plot.
+        overwrite: replace files that are there already.
         style: prompt style: auto, alpaca, chat or plain; by default the one that a run was trained with.
+        chat_template_kwargs: arguments of the chat template, e.g. {"enable_thinking": false}; those that a run was
+            trained with are in its own.
         limit: how many examples to draw at random; 0 takes all.
         batch_size: prompts per forward pass.
         max_length: tokens of a prompt that are read.
@@ -41,8 +51,13 @@ def layers(
         The choice, which is also printed.
     """
     check_number("limit", limit, 0, whole=True, why="; 0 takes all examples")
-    examples = read_prompts(data)
-    run = load_run(model)
+    if output is not None:
+        for ending in ("json", "png", "svg"):
+            check_output_file("output", f"{stem(output)}.{ending}", overwrite=overwrite, new_folder=True)
+    if language is not None:
+        (language,) = read_languages("language", [language])
+    examples = read_prompts(data, columns=columns)
+    run = load_run(model, chat_template_kwargs=chat_template_kwargs)
     choice = choose_layers(
         run.model,
         run.tokenizer,

@@ -14,13 +14,12 @@ explains the curve clearly better than any shape without one. Otherwise the pape
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from pivotune.errors import PivotuneError
 from pivotune.lens.entropy import EntropyCurve
 
 SMALLEST_DROP = 0.1
