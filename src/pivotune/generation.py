@@ -318,7 +318,7 @@ def _rows(questions: Sequence[Question], answers: Sequence[str]) -> Iterator[dic
         yield {"id": identity, "prompt": prompt_only(question).question, "answer": answer}
 
 
-def _digest(questions: Sequence[Question], connection: Mode | None) -> str:
+def _digest(questions: Sequence[Question], connection: str | None) -> str:
     """Of all that is asked, and of the English sides where they are connected."""
     english = _english_of(questions) if connection == "english" else []
     asked = [(q.id if isinstance(q, ParallelExample) else None, prompt_only(q)) for q in questions]

@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 from transformers.utils.logging import tqdm
 
 from pivotune import __version__
-from pivotune.checkpoint import load_run, read_info
+from pivotune.checkpoint import connection_modes, load_run, read_info
 from pivotune.connection import connect
 from pivotune.data.examples import is_english
 from pivotune.data.languages import read_languages
@@ -54,7 +54,7 @@ from pivotune.evaluation.results import (
     write_evaluation,
 )
 from pivotune.evaluation.summary import Cell, report, text
-from pivotune.files import check_output_files, locked, read_json, reason, write_text
+from pivotune.files import check_output_files, locked, read_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -287,7 +287,7 @@ def _check_protocols(chosen: Sequence[tuple[Benchmark, str]], mode: str) -> None
 
 def _connection_mode(run: str, info: Mapping[str, Any], connection: str | None) -> str:
     """none, english or matrix, found out without loading the model."""
-    modes = connection_modes(run, info)
+    modes = connection_modes(info)
     if modes == ("none",) and connection not in (None, "none"):
         raise PivotuneError(
             f"connection: got {connection!r}, but {run} was not trained with a connection. Leave the option out."

@@ -45,6 +45,7 @@ from pivotune.checkpoint import Run, load_run
 from pivotune.connection import connect
 from pivotune.errors import PivotuneError
 from pivotune.evaluation.metrics import squad_em, squad_f1
+from pivotune.objectives import Connection
 from pivotune.tokens import end_ids, fit_padding, rows_of
 
 try:

@@ -112,7 +112,7 @@ def similarity(report: Report, path_without_suffix: str | Path, pooling: str = "
             for name, (_, color) in names.items():
                 panels.curves(axes, tables.get(f"{pooling}/{name}"), color, factor)
         summary = report["languages"][code]["similarity"]["summary"]
-        for role in _LINES:
+        for role in panels.LINES:
             values = ((summary.get(role) or {}).get("cka") or {}).get(pooling)
             panels.curve(row[2], {"mean": values} if values else None, "black", role)
         if pool := (summary.get("run") or {}).get("pool"):

@@ -29,14 +29,14 @@ from pivotune.data.languages import read_languages
 from pivotune.data.sources import log_notes, stream_prompts
 from pivotune.errors import PivotuneError, check_choice, check_number
 from pivotune.files import check_output_files, make_folder, write_text
+from pivotune.lens.choice import Reservoir
 from pivotune.lens.entropy import EntropyMeasure
 from pivotune.lens.estimates import RunningDifference, RunningMean, Tables, as_columns
 from pivotune.lens.figures import PLOTS, draw
 from pivotune.lens.language import BeginningIndex, LanguageMeasure, Others
-from pivotune.lens.choice import Reservoir
-from pivotune.lens.rule import paper_layers
 from pivotune.lens.projection import ProjectionMeasure
 from pivotune.lens.reading import Measure, PairStream, Reading, read
+from pivotune.lens.rule import paper_layers
 from pivotune.lens.similarity import SimilarityMeasure
 from pivotune.objectives import OBJECTIVES
 from pivotune.plotting import language_name
