@@ -7,8 +7,8 @@
                                               the mark of a complete folder
 
 Any program can open such a folder as the model it is. A run with a connection that is opened that way works without
-it, and has to say so. Neither library reads a message from a folder, but both report by name what they did not expect: a full
-model carries one empty tensor, an adapter one more key in its configuration, and the name is the message.
+it, and has to say so. Neither library reads a message from a folder, but both report by name what they did not expect:
+a full model carries one empty tensor, an adapter one more key in its configuration, and the name is the message.
 """
 
 from __future__ import annotations
@@ -494,8 +494,8 @@ def read_info_file(path: str | Path) -> dict[str, Any]:
         raise PivotuneError(f"{path}: was written by Pivotune {made}, and this is {pivotune.__version__}. Upgrade.")
     if info["format"] < FORMAT:
         raise PivotuneError(
-            f"{path}: was written by an earlier version of Pivotune, which had methods instead of objectives. Train the "
-            "run again, or open it with that version."
+            f"{path}: was written by an earlier version of Pivotune, which had methods instead of objectives. Train "
+            "the run again, or open it with that version."
         )
     for name in ("base_model", "dtype") if info.get("adapter") else ():
         if not isinstance(info.get(name), str):

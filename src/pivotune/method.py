@@ -3,8 +3,8 @@
 Everything that a step needs happens inside `Method.forward`: the pass over the English text, the pass over the target
 text, the objectives' losses. DistributedDataParallel and FSDP2 then see a single module with a single forward.
 
-Without objectives it is plain supervised fine-tuning: on translated instructions the TFT baseline of DFT (AAAI 2025), on
-English data alone their SFT.
+Without objectives it is plain supervised fine-tuning: on translated instructions the TFT baseline of DFT (AAAI 2025),
+on English data alone their SFT.
 """
 
 from __future__ import annotations

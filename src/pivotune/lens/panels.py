@@ -152,8 +152,8 @@ def finished(
         handles += [line(name(report, role), "black", **LINES[role]) for role in ("run", "against")]
     if not bars:
         handles.append(Patch(color=GREY, alpha=0.3, linewidth=0, label="95 % interval"))
-    if marked and (marks := marks(report)):
-        handles.append(line(f"{', '.join(marks.values())}: conversion, thinking layer", GREY, linestyle=":"))
+    if marked and (named := marks(report)):
+        handles.append(line(f"{', '.join(named.values())}: conversion, thinking layer", GREY, linestyle=":"))
     figure.suptitle(title if compared and not bars else f"{title} ({name(report, 'run')})", fontsize=11)
     legend(figure, handles)
     return save(figure, path_without_suffix)

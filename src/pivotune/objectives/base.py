@@ -1,8 +1,9 @@
 """What an objective is: something that a run teaches beside the ordinary loss, and everything that belongs to it.
 
-`pivotune.method.Method` runs the step; an objective says what it needs of it. Its folder holds all that knows its name:
-options and their checks, what it wants captured and adds, its terms and their counts, its own tensors, what happens
-before and after training, what it does at inference, and what the lens measures of it. `pivotune.objectives` lists them.
+`pivotune.method.Method` runs the step; an objective says what it needs of it. Its folder holds all that knows its
+name: options and their checks, what it wants captured and adds, its terms and their counts, its own tensors, what
+happens before and after training, what it does at inference, and what the lens measures of it. `pivotune.objectives`
+lists them.
 
 The batch (B examples, P >= 1 English rows; right-padded; made by `pivotune.data.ParallelCollator`):
 

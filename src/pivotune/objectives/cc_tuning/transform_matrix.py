@@ -127,7 +127,8 @@ def fit_transform_matrix(
     Nothing is stored per example: normal equations are summed in one pass, R^2 in a second over the held-out pairs.
 
     Args:
-        method: the trained method, with CC-Tuning among its objectives. Under FSDP2 every rank must call this, with the same dataset.
+        method: the trained method, with CC-Tuning among its objectives. Under FSDP2 every rank must call this, with the
+            same dataset.
         dataset: tokenised examples as from `pivotune.data.tokenize_examples`; those without English are left out.
         collator: makes a batch of them.
         batch_size: pairs per forward pass.

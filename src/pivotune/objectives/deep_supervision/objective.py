@@ -275,7 +275,7 @@ def _resolve(config: DeepSupervisionConfig, anatomy: Anatomy) -> tuple[_Supervis
         terms.append(_Supervised(name, signal, layer, english_layer, float(weight)))
     if not terms:
         raise PivotuneError(
-            "deep_supervision: language_conversion and english_thinking are both off. Turn one on, or leave the section "
-            "out for plain fine-tuning."
+            "deep_supervision: language_conversion and english_thinking are both off. Turn one on, or leave the "
+            "section out for plain fine-tuning."
         )
     return tuple(terms)
