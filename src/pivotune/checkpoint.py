@@ -36,6 +36,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
+from transformers.trainer_pt_utils import safe_globals
 
 import pivotune
 from pivotune.anatomy import unwrap
@@ -415,6 +416,9 @@ def read_info(path: str | Path) -> dict[str, Any]:
         return {}
     if is_complete(folder):
         info = read_info_file(folder / INFO)
+        config = folder / (ADAPTER_CONFIG if info.get("adapter") else "config.json")
+        if not config.is_file():
+            raise PivotuneError(f"{config}: is missing. Copy the whole folder again.")
         check_files(folder)
         return info
     checkpoint = last_complete_checkpoint(folder)
@@ -427,6 +431,8 @@ def read_info(path: str | Path) -> dict[str, Any]:
         raise PivotuneError(
             f"{path}: is half-written: {INFO}, which comes last, is missing. Its training or writing has not finished."
         )
+    if (folder / TENSORS).is_file():
+        raise PivotuneError(f"{path}: {INFO} is missing, without which its {TENSORS} cannot be used. Copy it again.")
     if not ((folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file()):
         raise PivotuneError(f"{path}: is neither a run of Pivotune ({INFO} is missing) nor a model (config.json).")
     check_files(folder)
@@ -490,6 +496,8 @@ def check_files(folder: str | Path) -> None:
     for name, content in contents.items():
         if not isinstance(content, dict):
             raise PivotuneError(f"{folder / name}: holds a {type(content).__name__}, not an object. {_DAMAGED}")
+    if "config.json" in contents and not isinstance(contents["config.json"].get("model_type"), str):
+        raise PivotuneError(f"{folder / 'config.json'}: model_type is missing. {_DAMAGED}")
     tensor_files = [name for name in _TENSOR_FILES if (folder / name).is_file()]
     if (index := contents.get("model.safetensors.index.json")) is not None and "model.safetensors" not in tensor_files:
         parts = index.get("weight_map")
@@ -512,25 +520,30 @@ def check_state(folder: str | Path) -> None:
     """Raise a PivotuneError unless training can go on from this checkpoint: what `check_files` finds, and the rest."""
     folder = Path(folder)
     read_info(folder)
-    states = [*folder.glob("rng_state*.pth"), *folder.glob("optimizer.pt"), *folder.glob("scheduler.pt")]
-    elsewhere = any(folder.glob("optimizer*_*")) or any(folder.glob("global_step*"))  # sharded
-    needed = ["trainer_state.json", *(() if elsewhere else ("optimizer.pt", "scheduler.pt"))]
-    for name in needed:
-        if not (folder / name).is_file():
-            raise unusable(folder / name, "is missing")
+    states = [folder / "optimizer.pt", folder / "scheduler.pt"]
+    if any(folder.glob("optimizer*_*")) or any(folder.glob("global_step*")):  # sharded
+        states = [path for path in states if path.exists()]
+    states += list(folder.glob("rng_state*.pth")) or [folder / "rng_state.pth"]
+    for path in (folder / "trainer_state.json", *states):
+        if not path.is_file():
+            raise _unusable(path, "is missing")
     for path in states:
         if not zipfile.is_zipfile(path):
-            raise unusable(path, "is cut off")
+            raise _unusable(path, "is damaged, or not written to its end")
+        try:
+            with safe_globals():  # mapped: the tensors of the optimizer are not read
+                torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except Exception as error:  # of zip, pickle or torch
+            raise _unusable(path, f"cannot be read: {reason(error)}") from error
     try:
         step = TrainerState.load_from_json(str(folder / "trainer_state.json")).global_step
     except (TypeError, ValueError) as error:
-        raise unusable(folder / "trainer_state.json", reason(error)) from error
+        raise _unusable(folder / "trainer_state.json", reason(error)) from error
     if not isinstance(step, int) or step < 1:
-        raise unusable(folder / "trainer_state.json", f"global_step is {step!r}")
+        raise _unusable(folder / "trainer_state.json", f"global_step is {step!r}")
 
 
-def unusable(place: Path, problem: str) -> PivotuneError:
-    """The error of a checkpoint that training cannot go on from."""
+def _unusable(place: Path, problem: str) -> PivotuneError:
     return PivotuneError(
         f"training.resume_from_checkpoint: {place}: {problem}. Name another checkpoint, or remove this one: true takes "
         "the last that is left."
@@ -587,7 +600,7 @@ def open_tokenizer(path: str | Path, **options: Any) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, **options)
     except Exception as error:  # tokenizers raises nothing more special
-        raise PivotuneError(f"{path}: its tokenizer cannot be opened: {reason(error)}.") from error
+        raise PivotuneError(f"{path}: its tokenizer cannot be opened: {reason(error)}. Are its files whole?") from error
 
 
 def _own_weights(kind: Any, folder: str | Path, **options: Any) -> nn.Module:

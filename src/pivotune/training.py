@@ -341,18 +341,6 @@ class PivotuneTrainer(Trainer):
                 checkpoint.mark_complete(new, self.describe())
             checkpoint.remove_old_checkpoints(folder, limit, self.state.best_model_checkpoint)
 
-    def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
-        try:
-            super()._load_optimizer_and_scheduler(folder)
-        except Exception as error:  # whatever a damaged file makes of it
-            raise checkpoint.unusable(Path(str(folder)), f"its optimizer's state: {reason(error)}") from error
-
-    def _load_rng_state(self, folder: str | None) -> None:
-        try:
-            super()._load_rng_state(folder)
-        except Exception as error:  # whatever a damaged file makes of it
-            raise checkpoint.unusable(Path(str(folder)), f"its random numbers' state: {reason(error)}") from error
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -421,10 +409,11 @@ def train(config: RunConfig) -> Path:
     config.check()
     args = copy.copy(config.training)
     args.output_dir = config.output
-    checkpoint.check_output("output", config.output)
     checkpoint.check_apart("output", config.output, config.model.path)
+    checkpoint.check_output("output", config.output)
     resume = _resume(args.resume_from_checkpoint, Path(config.output))
-    _check_resumed(Path(config.output), resume)
+    if resume is not None:
+        checkpoint.check_state(resume)
     if not args.should_save:
         return _train(config, args, resume)
     with locked("output", Path(config.output)):
@@ -653,16 +642,6 @@ def _resume(asked: str | bool | None, folder: Path) -> str | None:
     if not checkpoint.is_complete(str(asked)):
         raise PivotuneError(f"training.resume_from_checkpoint: {asked} is not a complete checkpoint.")
     return str(asked)
-
-
-def _check_resumed(folder: Path, resume: str | None) -> None:
-    """Raise a PivotuneError where going on would replace another run, or the checkpoint is damaged."""
-    if resume is not None:
-        checkpoint.check_state(resume)
-    taken = checkpoint.is_complete(folder) or checkpoint.last_complete_checkpoint(folder) is not None
-    if taken and (resume is None or Path(resume).resolve().parent != folder.resolve()):
-        what = "and no checkpoint to go on from" if resume is None else f"which {resume} is no checkpoint of"
-        raise PivotuneError(f"output: {folder} holds a run, {what}. Choose another folder, or remove it.")
 
 
 def _resolved(path: str) -> str:
