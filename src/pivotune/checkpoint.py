@@ -35,11 +35,13 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
 import pivotune
+from pivotune import tokens
 from pivotune.anatomy import unwrap
+from pivotune.data.prompts import fix_template_kwargs
 from pivotune.errors import PivotuneError
 from pivotune.files import LOCK, free_bytes, make_folder, read_json, reason, size, write_text, writing
 from pivotune.methods import (
@@ -121,7 +123,10 @@ def write_model(
     if connected and not adapter:
         weights = dict(model.state_dict() if weights is None else weights)
         weights[CONNECTION_IS_OFF] = torch.zeros(1)
+    tokens.settle(model)
     model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
+    if adapter:  # PEFT leaves it to the base, which does not know what these answers end with
+        unwrap(model).generation_config.save_pretrained(folder)
     if connected and adapter:
         config = read_json(folder / ADAPTER_CONFIG)
         config[CONNECTION_IS_OFF] = True
@@ -365,6 +370,7 @@ def load_run(
     dtype: torch.dtype | str = "auto",
     device: torch.device | str | None = None,
     attn_implementation: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> Run:
     """Open a run folder; or any causal LM, as a run without a method.
 
@@ -373,6 +379,9 @@ def load_run(
         dtype: of the weights; auto keeps the saved one, and under an adapter that of its training.
         device: where to put the model; a GPU if there is one.
         attn_implementation: as in transformers.
+        chat_template_kwargs: arguments of the chat template; those that a run was trained with are in its own.
+
+    The model's generate() stops at every token that ends an answer (`pivotune.tokens.end_ids`).
 
     Raises:
         PivotuneError: nothing there, a half-written folder, a folder of a newer Pivotune, or a missing base model.
@@ -400,7 +409,19 @@ def load_run(
     if "cc_tuning" in info:
         tensors = _load_tensors(path, ["decision_maker.weight"])
     model.pivotune_prompt_style = info.get("prompt_style", "auto")
-    return Run(model.to(device).eval(), open_tokenizer(path), info, tensors)
+    tokenizer = open_tokenizer(path)
+    fix_template_kwargs(tokenizer, chat_template_kwargs)
+    _fit(model, tokenizer, path)
+    return Run(model.to(device).eval(), tokenizer, info, tensors)
+
+
+def _fit(model: Any, tokenizer: Any, path: str | Path) -> None:
+    """Make model and tokenizer of a folder fit each other: vocabulary, padding, ends."""
+    tokens.check_vocabulary(model, tokenizer, path)
+    tokens.fit_padding(tokenizer, tokens.rows_of(model))
+    own = Path(path) / "generation_config.json"
+    trained = GenerationConfig.from_pretrained(path).eos_token_id if own.is_file() else None  # of an adapter
+    tokens.set_ends(model, tokenizer, tokens.listed(trained))
 
 
 def read_info(path: str | Path) -> dict[str, Any]:

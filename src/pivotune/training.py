@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import SaveStrategy
 
-from pivotune import checkpoint
+from pivotune import checkpoint, tokens
 from pivotune.config import HIDDEN, RunConfig
 from pivotune.connection import TransformMatrix, fit_transform_matrix
 from pivotune.data import (
@@ -41,6 +41,7 @@ from pivotune.data import (
     tokenize_examples,
 )
 from pivotune.data.examples import is_english
+from pivotune.data.prompts import fix_template_kwargs
 from pivotune.errors import PivotuneError
 from pivotune.files import locked, reason
 from pivotune.lens.layers import LayerChoice, choose_from_prompts, table, write_choice
@@ -432,6 +433,7 @@ def _train(config: RunConfig, args: TrainingArguments, resume: str | None) -> Pa
         tokenizer = AutoTokenizer.from_pretrained(config.model.path, revision=config.model.revision or "main")
     except Exception as error:  # tokenizers raises nothing more special
         raise PivotuneError(f"model.path: no tokenizer in {config.model.path}: {error}") from error
+    fix_template_kwargs(tokenizer, config.data.chat_template_kwargs)
     rows, report, style = _tokenised(config, "train", config.data.train, tokenizer)
     if config.method != "sft" and not report.pairs.total():
         raise PivotuneError(
@@ -442,6 +444,7 @@ def _train(config: RunConfig, args: TrainingArguments, resume: str | None) -> Pa
     if config.data.eval is not None:
         eval_rows, _, _ = _tokenised(config, "eval", config.data.eval, tokenizer)
     model = _load_model(config)
+    _fit(config, model, tokenizer, report, rows, eval_rows)
     automatic = _automatic_layers(config)
     config, choice, layers = _with_layers(config, model, rows, args, resume)
     method = build_method(config, model)
@@ -604,11 +607,38 @@ def _load_model(config: RunConfig) -> nn.Module:
         raise PivotuneError(f"lora: {error}") from error
 
 
+def _fit(config: RunConfig, model: nn.Module, tokenizer: Any, report: Report, *splits: datasets.Dataset | None) -> None:
+    """Make model and tokenizer fit each other and the data: vocabulary, padding, ends, context."""
+    columns = ("input_ids", "english_prompt_ids", "english_answer_ids")
+    used = (token for rows in splits if rows for name in columns for ids in rows[name] for token in ids or ())
+    done = tokens.fit_vocabulary(model, tokenizer, used, config.model.path, adapters=config.lora.r > 0)
+    if done and config.training.process_index == 0:
+        print(f"{done}.", flush=True)
+    tokens.fit_padding(tokenizer, tokens.rows_of(model))
+    tokens.align(model, tokenizer, tokenizer.convert_tokens_to_ids(list(report.ends)))
+    for split, rows in zip(("train", "eval"), splits, strict=True):
+        if rows is not None:
+            english = zip(rows["english_prompt_ids"], rows["english_answer_ids"], strict=True)
+            lengths = [len(ids) for ids in rows["input_ids"]]
+            lengths += [len(prompt) + len(answer) for prompt, answer in english if prompt is not None]
+            fix = "Lower data.max_length to it: longer answers are then cut and counted."
+            tokens.check_context(model, tokenizer, lengths, f"data.{split}, texts", fix)
+
+
 def _tokenised(config: RunConfig, split: str, source: Any, tokenizer: Any) -> tuple[datasets.Dataset, Report, str]:
     """The rows, what was kept, and the prompts' style."""
     data = config.data
-    examples, report = read_examples(source, on_bad=data.on_bad, languages=data.languages)
-    rows, kept = tokenize_examples(examples, tokenizer, data.style, data.max_length, data.overlong)
+    thinks = config.supervises and config.deep_supervision.english_thinking == "logits"
+    examples, report = read_examples(
+        source,
+        on_bad=data.on_bad,
+        english_answer_for="deep_supervision.english_thinking: logits" if thinks else None,
+        languages=data.languages,
+        language=data.language,
+        columns=data.columns,
+    )
+    rows, kept = tokenize_examples(examples, tokenizer, data.style, data.max_length, data.overlong, data.on_bad)
+    kept.take_notes(report)
     if config.training.process_index == 0:
         if report.skipped:
             print(f"data.{split}, read: {report}")

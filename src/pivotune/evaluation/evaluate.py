@@ -28,6 +28,7 @@ from pivotune import __version__
 from pivotune.checkpoint import TENSORS, load_run, read_info
 from pivotune.connection import Connection, Mode, connect
 from pivotune.data.examples import is_english
+from pivotune.data.languages import read_languages
 from pivotune.data.prompts import STYLES
 from pivotune.errors import PivotuneError, check_choice, check_number
 from pivotune.evaluation.benchmarks import (
@@ -61,7 +62,7 @@ logger = logging.getLogger(__name__)
 SoftmaxDtype = Literal["float32", "auto"]
 TABLE, SCORES = "evaluation.md", "scores.json"
 # Options that only one protocol has; None where that one has not been evaluated.
-_OF_ONE_PROTOCOL = ("style", "max_new_tokens", "softmax_dtype")
+_OF_ONE_PROTOCOL = ("style", "chat_template_kwargs", "max_new_tokens", "softmax_dtype")
 # Whatever of a model folder decides what it answers. Weights are sampled: training changes them everywhere.
 _OF_MODEL = ("*.safetensors", "*.bin", "*config.json", "tokenizer*", "special_tokens*", "chat_template*", "*.jinja")
 _SAMPLES, _SAMPLE = 64, 1 << 16
@@ -77,6 +78,7 @@ def evaluate(
     limit: int | None = None,
     connection: Mode | None = None,
     style: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     batch_size: int = 16,
     max_new_tokens: int = 40,
     softmax_dtype: SoftmaxDtype = "float32",
@@ -98,6 +100,8 @@ def evaluate(
             none. English items are not connected.
         style: what is put around generated answers' prompts: plain, alpaca or chat; by default the style that the run
             was trained with, if it names one, else plain.
+        chat_template_kwargs: arguments of the chat template, e.g. {"enable_thinking": false}; those that a run was
+            trained with are in its own.
         batch_size: items answered at a time.
         max_new_tokens: length limit of a generated answer, in tokens.
         softmax_dtype: in which log-likelihoods are computed from the logits and summed: float32, or auto, the model's
@@ -139,6 +143,7 @@ def evaluate(
             },
             "limit": limit,
             "style": style,
+            "chat_template_kwargs": (chat_template_kwargs or {}) if style else None,
             "max_new_tokens": max_new_tokens if style else None,
             "softmax_dtype": softmax_dtype if _has(parts, "likelihood") else None,
             "batch_size": batch_size,
@@ -149,7 +154,7 @@ def evaluate(
             for one in {part.benchmark.name: part.benchmark for part in parts}.values()
         },
     )
-    opened = _Opened(run, mode, style or "plain", batch_size, max_new_tokens, softmax_dtype)
+    opened = _Opened(run, mode, style or "plain", batch_size, max_new_tokens, softmax_dtype, chat_template_kwargs)
     with locked("output", folder):
         if restart:
             _clear(folder)
@@ -209,7 +214,7 @@ def choose(benchmarks: str | None, preset: str | None, languages: str | None) ->
     found = [benchmark_of(name) for name in names]
     if languages is None:
         return [(one, code) for one in found for code in PRESETS[one.paper].languages[one.name]]
-    codes = _listed("languages", languages)
+    codes = list(dict.fromkeys(read_languages("languages", _listed("languages", languages))))
     known = dict.fromkeys(code for one in found for code in one.languages)
     for code in codes:
         if code not in known:
@@ -348,15 +353,23 @@ class _Opened:
     """The run's engines, both around the one model, loaded when the first is asked for."""
 
     def __init__(
-        self, run: str, mode: Mode, style: str, batch_size: int, max_new_tokens: int, softmax_dtype: SoftmaxDtype
+        self,
+        run: str,
+        mode: Mode,
+        style: str,
+        batch_size: int,
+        max_new_tokens: int,
+        softmax_dtype: SoftmaxDtype,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ):
+        self._chat_template_kwargs = chat_template_kwargs
         self._path, self._mode, self._style = run, mode, style
         self._batch_size, self._max_new_tokens = batch_size, max_new_tokens
         self._softmax_dtype = None if softmax_dtype == "auto" else softmax_dtype
 
     @cached_property
     def _run(self) -> Any:
-        run = load_run(self._path)
+        run = load_run(self._path, chat_template_kwargs=self._chat_template_kwargs)
         trained = run.connection_tensors()
         if trained is not None and self._mode != "none":
             connect(run.model, Connection(run.model, *trained), self._mode)

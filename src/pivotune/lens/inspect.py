@@ -26,7 +26,8 @@ from pivotune.checkpoint import Run, load_run, read_info
 from pivotune.connection import Connection
 from pivotune.data import ParallelExample
 from pivotune.data.examples import is_among, is_english
-from pivotune.data.sources import stream_prompts
+from pivotune.data.languages import read_languages
+from pivotune.data.sources import log_notes, stream_prompts
 from pivotune.errors import PivotuneError, check_choice, check_number
 from pivotune.files import check_output_files, make_folder, write_text
 from pivotune.lens.calibration import ConnectionMeasure, SupervisionMeasure
@@ -60,11 +61,13 @@ def lens(
     data: str,
     against: str | None = None,
     languages: str | None = None,
+    columns: dict[str, str | None] | None = None,
     output: str | None = None,
     overwrite: bool = False,
     measures: str = ",".join(MEASURES),
     layers: str | None = None,
     style: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     limit: int = 512,
     batch_size: int = 8,
     max_length: int = 512,
@@ -79,11 +82,14 @@ def lens(
             say) only the measures of the questions are made.
         against: the model to compare with, usually the run's base.
         languages: which to read, separated by commas; all that have English counterparts by default.
+        columns: other names of fields, as data.columns in training: {name in the file: name here}.
         output: folder for lens.json, lens.md and the plots; by default `lens` inside the run folder.
         overwrite: replace files that are there already.
         measures: which to make, separated by commas.
         layers: the conversion and the thinking layer, as "2,15"; by default the run's own, else the paper's depths.
         style: prompt style: auto, alpaca, chat or plain; by default the one that the run was trained with.
+        chat_template_kwargs: arguments of the chat template, e.g. {"enable_thinking": false}; those that a run was
+            trained with are in its own.
         limit: how many examples of a language to draw at random; 0 takes all, in their order.
         batch_size: pairs per forward pass.
         max_length: tokens of a prompt and its answer; pairs with longer prompts are left out and counted.
@@ -94,11 +100,11 @@ def lens(
         The report, as in lens.json.
     """
     check_number("limit", limit, 0, whole=True, why="; 0 takes all examples")
-    wanted = _listed(languages)
+    wanted = None if languages is None else read_languages("languages", _listed(languages) or [])
     folder = check_output_files("output", _output_folder(run, output), FILES, overwrite=overwrite)
-    examples, count, others = _examples(data, wanted, limit, seed)
-    opened = load_run(run)
-    base = None if against is None else load_run(against)
+    examples, count, others = _examples(data, wanted, columns, limit, seed)
+    opened = load_run(run, chat_template_kwargs=chat_template_kwargs)
+    base = None if against is None else load_run(against, chat_template_kwargs=chat_template_kwargs)
     report = inspect(
         opened,
         examples,
@@ -343,7 +349,9 @@ def _output_folder(run: str, output: str | None) -> Path:
     return Path(run) / "lens"
 
 
-def _examples(data: str, languages: list[str] | None, limit: int, seed: int) -> tuple[Examples, int, Others | None]:
+def _examples(
+    data: str, languages: list[str] | None, columns: dict[str, str | None] | None, limit: int, seed: int
+) -> tuple[Examples, int, Others | None]:
     """The examples to read, how many, and their answers in further languages. The file is checked whole before a model
     runs."""
 
@@ -352,10 +360,12 @@ def _examples(data: str, languages: list[str] | None, limit: int, seed: int) -> 
 
     counts: Counter[str] = Counter()
     draws: dict[str, Reservoir] = {}
-    for example in stream_prompts(data):
+    notes: Counter[str] = Counter()
+    for example in stream_prompts(data, columns=columns, notes=notes):
         counts[example.language] += example.english is not None
         if limit and example.english is not None and wanted(example):
             draws.setdefault(example.language, Reservoir(limit, seed)).offer(example)
+    log_notes(data, notes)
     paired = {language: count for language, count in counts.items() if count}
     missing = [language for language in languages or () if not any(is_among(found, [language]) for found in paired)]
     if missing or not paired:
@@ -365,20 +375,22 @@ def _examples(data: str, languages: list[str] | None, limit: int, seed: int) -> 
     if limit:
         drawn = {language: draw.kept for language, draw in draws.items()}
         several = sum(not is_english(language) for language in counts) > 1
-        others = _other_answers(data, drawn) if several else None  # reads the file once more
+        others = _other_answers(data, columns, drawn) if several else None  # reads the file once more
         return (lambda: chain.from_iterable(drawn.values())), sum(map(len, drawn.values())), others
     total = sum(count for language, count in paired.items() if languages is None or is_among(language, languages))
-    return (lambda: filter(wanted, stream_prompts(data))), total, None
+    return (lambda: filter(wanted, stream_prompts(data, columns=columns))), total, None
 
 
-def _other_answers(data: str, drawn: Mapping[str, list[ParallelExample]]) -> Others | None:
+def _other_answers(
+    data: str, columns: dict[str, str | None] | None, drawn: Mapping[str, list[ParallelExample]]
+) -> Others | None:
     """Answers of the same id in the file's other languages, which share ids where a data set was translated.
 
     A language counts for another where it answers each of that one's drawn examples.
     """
     wanted = {example.id for examples in drawn.values() for example in examples}
     answers: dict[str, dict[str, str]] = {}
-    for example in stream_prompts(data):
+    for example in stream_prompts(data, columns=columns):
         if example.id in wanted and not is_english(example.language) and example.text.answer.strip():
             answers.setdefault(example.language, {})[example.id] = example.text.answer
     further = {

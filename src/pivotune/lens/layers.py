@@ -29,6 +29,7 @@ from torch import nn
 from pivotune.checkpoint import load_run
 from pivotune.data import Encoded, ParallelExample, PromptEncoder, Text, read_prompts
 from pivotune.data.examples import is_among, is_english
+from pivotune.data.languages import read_languages
 from pivotune.data.prompts import prompt_only
 from pivotune.errors import PivotuneError, check_number
 from pivotune.files import check_output_file, make_folder, write_text
@@ -167,9 +168,11 @@ def layers(
     *,
     data: str,
     language: str | None = None,
+    columns: dict[str, str | None] | None = None,
     output: str | None = None,
     overwrite: bool = False,
     style: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     limit: int = 256,
     batch_size: int = 8,
     max_length: int = 512,
@@ -182,9 +185,12 @@ def layers(
         data: examples as in training (answers are not needed); their questions are read. English counterparts and
             English rows make the contrast.
         language: read only this language; all but English by default.
+        columns: other names of fields, as data.columns in training: {name in the file: name here}.
         output: write this path with .json, .png and .svg: curves, choice and plot.
         overwrite: replace files that are there already.
         style: prompt style: auto, alpaca, chat or plain; by default the one that a run was trained with.
+        chat_template_kwargs: arguments of the chat template, e.g. {"enable_thinking": false}; those that a run was
+            trained with are in its own.
         limit: how many examples to draw at random; 0 takes all.
         batch_size: prompts per forward pass.
         max_length: tokens of a prompt that are read.
@@ -197,8 +203,10 @@ def layers(
     if output is not None:
         for ending in ("json", "png", "svg"):
             check_output_file("output", f"{_stem(output)}.{ending}", overwrite=overwrite, new_folder=True)
-    examples = read_prompts(data)
-    run = load_run(model)
+    if language is not None:
+        (language,) = read_languages("language", [language])
+    examples = read_prompts(data, columns=columns)
+    run = load_run(model, chat_template_kwargs=chat_template_kwargs)
     choice = choose_layers(
         run.model,
         run.tokenizer,
