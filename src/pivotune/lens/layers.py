@@ -26,11 +26,11 @@ import numpy as np
 from scipy import stats
 from torch import nn
 
-from pivotune.checkpoint import load_run
+from pivotune.checkpoint import anatomy_of, load_run
 from pivotune.data import Encoded, ParallelExample, PromptEncoder, Text, read_prompts
 from pivotune.data.examples import is_among, is_english
-from pivotune.data.prompts import prompt_only
-from pivotune.errors import PivotuneError, check_number
+from pivotune.data.prompts import STYLES, prompt_only
+from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
 from pivotune.lens.entropy import EntropyCurve, question_entropies
 from pivotune.lens.plots import COLORS, GREY, new_figure, save
 from pivotune.methods.deep_supervision import paper_layers
@@ -191,6 +191,12 @@ def layers(
         The choice, which is also printed.
     """
     check_number("limit", limit, 0, whole=True, why="; 0 takes all examples")
+    check_number("batch_size", batch_size, 1, whole=True)
+    check_number("max_length", max_length, 1, whole=True)
+    check_seed("seed", seed)
+    if style is not None:
+        check_choice("style", style, STYLES)
+    anatomy_of(model)
     examples = read_prompts(data)
     run = load_run(model)
     choice = choose_layers(
