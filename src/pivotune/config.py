@@ -8,11 +8,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import TrainingArguments
 
+from pivotune.data.examples import check_columns
+from pivotune.data.languages import read_languages
 from pivotune.errors import PivotuneError, check_number
 from pivotune.methods import CCTuningConfig, DeepSupervisionConfig
 from pivotune.training_checks import check_libraries, check_values
@@ -41,23 +43,32 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """The examples: JSONL, JSON, Parquet or hub:owner/name[:split].
+    """The examples: JSONL, JSON, Parquet or hub:owner/name[/configuration][:split].
 
     Args:
         train: file, or list of files, of examples with their English counterparts.
         eval: the same, for evaluation during training (see training.eval_strategy).
         languages: the languages to expect; a row in another one is a bad row. All where null.
+        language: of the rows that name none; where null, they are bad rows.
+        columns: other names of fields, {name in the file: name here}, e.g. {frage: instruction, antwort: output,
+            question_english: english.instruction}; {name: null} leaves a field out.
         style: prompt style: alpaca; chat, the tokenizer's template; plain, the prompt as it is; auto chooses: plain for
             prompt/completion rows, else chat where the tokenizer has a template, else alpaca.
+        chat_template_kwargs: arguments of the chat template, e.g. {enable_thinking: false}. They are saved with the
+            run's template, so that it is asked as it was trained.
         max_length: the most tokens a prompt and its answer may have together; longer answers are cut at their end.
-        on_bad: a malformed row stops the run with its line number (error), or is left out and counted (skip).
+        on_bad: a malformed row, or one that the chat template refuses, stops the run with its line number (error), or
+            is left out and counted (skip).
         overlong: the same for a prompt that leaves no room for an answer.
     """
 
     train: str | list[str]
     eval: str | list[str] | None = None
     languages: list[str] | None = None
+    language: str | None = None
+    columns: dict[str, str | None] | None = None
     style: Literal["auto", "alpaca", "chat", "plain"] = "auto"
+    chat_template_kwargs: dict[str, Any] | None = None
     max_length: int = 512
     on_bad: Literal["error", "skip"] = "error"
     overlong: Literal["error", "skip"] = "error"
@@ -237,6 +248,9 @@ class RunConfig:
             raise PivotuneError("lora.target_modules: names no layer. Name some, such as q_proj,v_proj, or all-linear.")
         if self.lora.r == 0 and (changed := changed_fields(self.lora)):
             raise PivotuneError(f"lora.{changed[0]}: has no effect without adapters. Set lora.r, e.g. to 16.")
+        check_columns("data.columns", self.data.columns or {})
+        read_languages("data.languages", self.data.languages or [])
+        read_languages("data.language", [] if self.data.language is None else [self.data.language])
         for option, reason in NOT_SUPPORTED.items():
             if option in changed_fields(self.training):
                 raise PivotuneError(f"training.{option}: is not supported: {reason}. Remove it.")

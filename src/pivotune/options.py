@@ -99,6 +99,11 @@ def takes_mapping(kind: Any) -> bool:
     return any(get_origin(one) is dict or one is dict for one in _alternatives(kind))
 
 
+def kind_inside(kind: Any) -> Any:
+    """The type of the values of a mapping."""
+    return next((get_args(one)[1] for one in _alternatives(kind) if get_origin(one) is dict), Any)
+
+
 def in_words(kind: Any) -> str:
     """What an option of this type takes, for a message."""
     words = dict.fromkeys(word for one in _alternatives(kind) if (word := _word(one)))

@@ -13,19 +13,23 @@ import logging
 import math
 import random
 import re
-from collections.abc import Iterable
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from accelerate.utils import broadcast_object_list
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import SaveStrategy
 
-from pivotune import checkpoint
+from pivotune import checkpoint, tokens
 from pivotune.config import HIDDEN, LoraOptions, RunConfig
 from pivotune.connection import TransformMatrix, fit_transform_matrix
 from pivotune.data import (
@@ -38,7 +42,9 @@ from pivotune.data import (
     tokenize_examples,
 )
 from pivotune.data.examples import is_english
+from pivotune.data.prompts import fix_template_kwargs
 from pivotune.errors import PivotuneError, check_choice
+from pivotune.files import locked, reason
 from pivotune.lens.layers import LayerChoice, choose_from_prompts, table, write_choice
 from pivotune.losses import IGNORE
 from pivotune.methods import SFT, CCTuning, ConnectedSupervision, DeepSupervision, Method
@@ -179,6 +185,14 @@ class PivotuneTrainer(Trainer):
             logger.warning(message)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        if self.args.should_save:
+            folder = Path(str(self.args.output_dir))
+            checkpoint.claim("output", folder)
+            saves = self.args.save_strategy != SaveStrategy.NO
+            try:  # the result, and a checkpoint beside it
+                checkpoint.check_space(folder, self._bytes() + (self._bytes(optimizer=True) if saves else 0))
+            except OSError as error:
+                raise PivotuneError(f"output: {folder} is too small: {reason(error)}. Make room first.") from error
         result = super().train(*args, **kwargs)
         for name, windows in self._silent.items():
             self._warn(f"In {windows} of {self._windows} logging windows {_silence(name, 1)}.")
@@ -217,7 +231,12 @@ class PivotuneTrainer(Trainer):
     # Saving and resuming -------------------------------------------------------------------------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the run folder: all of it, or nothing. Every rank has to call this."""
+        """Write the run folder: all of it, or nothing. Every rank has to call this.
+
+        Raises:
+            PivotuneError: the folder holds what is not of a run, or cannot be written; the message then says where the
+                trained weights are instead.
+        """
         if _internal_call and not self.is_fsdp_enabled:  # a checkpoint
             super().save_model(output_dir, _internal_call=True)
             return
@@ -229,13 +248,71 @@ class PivotuneTrainer(Trainer):
         if _internal_call:
             self._save(folder, state_dict)
         elif self.args.should_save:
-            matrix = None if self.transform_matrix is None else self.transform_matrix.weight
-            with checkpoint.written_at_once(folder) as unfinished:
-                checkpoint.write_model(unfinished, self.method, self.processing_class, state_dict, matrix)
-                log = json.dumps(self.state.log_history, indent=1)
-                (unfinished / "training_log.json").write_text(log + "\n", encoding="utf-8")
-                checkpoint.mark_complete(unfinished, self.describe())
+            with self._kept_elsewhere("the run", Path(folder), state_dict):
+                self._write_run(folder, state_dict)
         self.accelerator.wait_for_everyone()
+
+    def _write_run(self, folder: str | Path, state_dict: dict[str, Tensor] | None) -> None:
+        checkpoint.check_space(folder, self._bytes())
+        matrix = None if self.transform_matrix is None else self.transform_matrix.weight
+        with checkpoint.written_at_once(folder) as unfinished:
+            checkpoint.write_model(unfinished, self.method, self.processing_class, state_dict, matrix)
+            log = json.dumps(self.state.log_history, indent=1)
+            (unfinished / "training_log.json").write_text(log + "\n", encoding="utf-8")
+            checkpoint.mark_complete(unfinished, self.describe())
+
+    def _bytes(self, *, optimizer: bool = False) -> int:
+        """Of what is saved of the model; with the optimizer's state, which before the first step is an estimate."""
+        adapter = isinstance(self.method.model, PeftModel)
+        saved = [value for value in self.method.parameters() if value.requires_grad or not adapter]
+        count = sum(value.numel() * value.element_size() for value in saved)
+        if not optimizer or self.args.save_only_model:
+            return count
+        if self.optimizer is None:
+            trained = sum(value.numel() * value.element_size() for value in saved if value.requires_grad)
+            return count + (2 * trained if self.args.optim in ("adamw_torch", "adamw_torch_fused") else 0)
+        states = [value for state in getattr(self.optimizer, "state", {}).values() for value in state.values()]
+        return count + sum(value.numel() * value.element_size() for value in states if isinstance(value, Tensor))
+
+    @contextmanager
+    def _kept_elsewhere(
+        self, what: str, folder: Path, state_dict: dict[str, Tensor] | None = None, half: Path | None = None
+    ) -> Iterator[None]:
+        """Where a write fails, remove what is `half` written, keep the trained weights in another place, and say so."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, PivotuneError) and not isinstance(error.__cause__, OSError):
+                raise  # not about writing
+            cause = error.__cause__ if isinstance(error, PivotuneError) else error
+            said = f"output: {what} could not be written into {folder}: {reason(cause or error)}."
+            if not self.args.should_save:
+                raise PivotuneError(said) from error
+            if half is not None and not checkpoint.is_complete(half):
+                shutil.rmtree(half, ignore_errors=True)
+            raise PivotuneError(f"{said} {self._keep(folder, state_dict)}") from error
+
+    def _keep(self, folder: Path, state_dict: dict[str, Tensor] | None) -> str:
+        """Write the run wherever there is room, unless a checkpoint holds its weights; says where they are."""
+        last = checkpoint.last_complete_checkpoint(folder)
+        resume = "make room and give --training.resume_from_checkpoint true."
+        if last is not None and last.name == f"checkpoint-{self.state.global_step}":
+            return f"The trained weights are in {last}; to end the run, {resume}"
+        go_on = "" if last is None else f" To go on from the last complete checkpoint, {last}, {resume}"
+        places = [folder.resolve().parent, Path.home(), Path(tempfile.gettempdir())]
+        if self.is_fsdp_enabled and state_dict is None:
+            places = []  # the parts of the other ranks are out of reach
+        for place in dict.fromkeys(places):
+            rescued = None
+            try:
+                rescued = tempfile.mkdtemp(prefix=f"{folder.name}-rescued-", dir=place)
+                self._write_run(rescued, state_dict)
+            except Exception:
+                if rescued is not None:
+                    shutil.rmtree(rescued, ignore_errors=True)
+            else:
+                return f"The model as trained up to step {self.state.global_step} is complete in {rescued}.{go_on}"
+        return f"It could not be written anywhere else either.{go_on}"
 
     def describe(self) -> dict[str, Any]:
         """What `pivotune.json` says."""
@@ -251,15 +328,32 @@ class PivotuneTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # Older checkpoints go only when this one is complete on all ranks.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
+        folder = self._get_output_dir(trial=trial)
+        new = Path(folder, f"checkpoint-{self.state.global_step}")
+        with self._kept_elsewhere(new.name, new.parent, half=new):
+            try:
+                if self.args.should_save:
+                    checkpoint.check_space(new, self._bytes(optimizer=True))
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            folder = self._get_output_dir(trial=trial)
-            checkpoint.mark_complete(Path(folder, f"checkpoint-{self.state.global_step}"), self.describe())
+            with self._kept_elsewhere(new.name, new.parent, half=new):
+                checkpoint.mark_complete(new, self.describe())
             checkpoint.remove_old_checkpoints(folder, limit, self.state.best_model_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(folder)
+        except Exception as error:  # whatever a damaged file makes of it
+            raise checkpoint.unusable(Path(str(folder)), f"its optimizer's state: {reason(error)}") from error
+
+    def _load_rng_state(self, folder: str | None) -> None:
+        try:
+            super()._load_rng_state(folder)
+        except Exception as error:  # whatever a damaged file makes of it
+            raise checkpoint.unusable(Path(str(folder)), f"its random numbers' state: {reason(error)}") from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -330,10 +424,25 @@ def train(config: RunConfig) -> Path:
     _check_model(config)
     args = copy.copy(config.training)
     args.output_dir = config.output
+    checkpoint.check_output("output", config.output)
+    checkpoint.check_apart("output", config.output, config.model.path)
     resume = _resume(args.resume_from_checkpoint, Path(config.output))
+    _check_resumed(Path(config.output), resume)
+    if not args.should_save:
+        return _train(config, args, resume)
+    with locked("output", Path(config.output)):
+        checkpoint.claim("output", config.output)
+        try:
+            return _train(config, args, resume)
+        finally:
+            checkpoint.unclaim(config.output)
+
+
+def _train(config: RunConfig, args: TrainingArguments, resume: str | None) -> Path:
     set_seed(args.seed)  # adapters and the Decision Maker start the same on every rank
 
     tokenizer = checkpoint.open_tokenizer(config.model.path, config.model.revision)
+    fix_template_kwargs(tokenizer, config.data.chat_template_kwargs)
     rows, report, style = _tokenised(config, "train", config.data.train, tokenizer)
     if config.method != "sft" and not report.pairs.total():
         raise PivotuneError(
@@ -344,6 +453,7 @@ def train(config: RunConfig) -> Path:
     if config.data.eval is not None:
         eval_rows, _, _ = _tokenised(config, "eval", config.data.eval, tokenizer)
     model = _load_model(config)
+    _fit(config, model, tokenizer, report, rows, eval_rows)
     automatic = _automatic_layers(config)
     config, choice, layers = _with_layers(config, model, rows, args, resume)
     method = build_method(config, model)
@@ -542,11 +652,38 @@ def _with_adapters(model: Any, options: LoraOptions) -> nn.Module:
     return adapted
 
 
+def _fit(config: RunConfig, model: nn.Module, tokenizer: Any, report: Report, *splits: datasets.Dataset | None) -> None:
+    """Make model and tokenizer fit each other and the data: vocabulary, padding, ends, context."""
+    columns = ("input_ids", "english_prompt_ids", "english_answer_ids")
+    used = (token for rows in splits if rows for name in columns for ids in rows[name] for token in ids or ())
+    done = tokens.fit_vocabulary(model, tokenizer, used, config.model.path, adapters=config.lora.r > 0)
+    if done and config.training.process_index == 0:
+        print(f"{done}.", flush=True)
+    tokens.fit_padding(tokenizer, tokens.rows_of(model))
+    tokens.align(model, tokenizer, tokenizer.convert_tokens_to_ids(list(report.ends)))
+    for split, rows in zip(("train", "eval"), splits, strict=True):
+        if rows is not None:
+            english = zip(rows["english_prompt_ids"], rows["english_answer_ids"], strict=True)
+            lengths = [len(ids) for ids in rows["input_ids"]]
+            lengths += [len(prompt) + len(answer) for prompt, answer in english if prompt is not None]
+            fix = "Lower data.max_length to it: longer answers are then cut and counted."
+            tokens.check_context(model, tokenizer, lengths, f"data.{split}, texts", fix)
+
+
 def _tokenised(config: RunConfig, split: str, source: Any, tokenizer: Any) -> tuple[datasets.Dataset, Report, str]:
     """The rows, what was kept, and the prompts' style."""
     data = config.data
-    examples, report = read_examples(source, on_bad=data.on_bad, languages=data.languages)
-    rows, kept = tokenize_examples(examples, tokenizer, data.style, data.max_length, data.overlong)
+    thinks = config.supervises and config.deep_supervision.english_thinking == "logits"
+    examples, report = read_examples(
+        source,
+        on_bad=data.on_bad,
+        english_answer_for="deep_supervision.english_thinking: logits" if thinks else None,
+        languages=data.languages,
+        language=data.language,
+        columns=data.columns,
+    )
+    rows, kept = tokenize_examples(examples, tokenizer, data.style, data.max_length, data.overlong, data.on_bad)
+    kept.take_notes(report)
     if config.training.process_index == 0:
         if report.skipped:
             print(f"data.{split}, read: {report}")
@@ -580,6 +717,16 @@ def _resume(asked: str | bool | None, folder: Path) -> str | None:
     if not checkpoint.is_complete(str(asked)):
         raise PivotuneError(f"training.resume_from_checkpoint: {asked} is not a complete checkpoint.")
     return str(asked)
+
+
+def _check_resumed(folder: Path, resume: str | None) -> None:
+    """Raise a PivotuneError where going on would replace another run, or the checkpoint is damaged."""
+    if resume is not None:
+        checkpoint.check_state(resume)
+    taken = checkpoint.is_complete(folder) or checkpoint.last_complete_checkpoint(folder) is not None
+    if taken and (resume is None or Path(resume).resolve().parent != folder.resolve()):
+        what = "and no checkpoint to go on from" if resume is None else f"which {resume} is no checkpoint of"
+        raise PivotuneError(f"output: {folder} holds a run, {what}. Choose another folder, or remove it.")
 
 
 def _resolved(path: str) -> str:

@@ -271,6 +271,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000, help=f"steps of {ROWS * LENGTH} tokens")
     parser.add_argument("--seed", type=int, default=0, help="seed of the splits, the text order and the weights")
     arguments = parser.parse_args()
+    if arguments.output.exists() and not (arguments.output.is_dir() and not any(arguments.output.iterdir())):
+        parser.error(f"--output: {arguments.output} is there already, and not empty; name a new folder")
 
     seed, steps = arguments.seed, arguments.steps
     start = time.time()

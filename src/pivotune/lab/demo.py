@@ -23,6 +23,7 @@ from scipy.stats import binomtest
 from transformers.utils import logging
 
 from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
+from pivotune.files import make_folder, write_text
 from pivotune.lab.base import base_path, load_base
 from pivotune.lab.settings import BASE, EPOCHS, Setting, by_name
 from pivotune.lab.templates import LANGUAGES
@@ -44,6 +45,10 @@ TITLES = {
     "CC": "CC-Tuning",
 }
 ASKED = {"none": "", "matrix": ", matrix", "english": ", real English"}
+
+
+MARK = "pivotune.demo"
+"""Lies in the folder of a demo."""
 
 
 @dataclass
@@ -83,8 +88,7 @@ def demo(
         check_choice("languages", language, LANGUAGES[1:])
     check_number("epochs", epochs, 0, exclusive=True)
     check_seed("seed", seed)
-    if Path(output).exists() and not Path(output).is_dir():
-        raise PivotuneError(f"output: {output} is a file; name a folder.")
+    _claim(Path(output))
     started = time.monotonic()
     folder, world, base = Path(output), World.build(), load_base()
     training = [record for language in chosen for record in world.examples("training", language)]
@@ -110,6 +114,18 @@ def demo(
     _report(folder, scores, inside, layers, {"seed": seed, "epochs": epochs})
     seconds = time.monotonic() - started
     print(f"\n{seconds:.0f} seconds. Picture: {folder / 'demo.png'}. Numbers: {folder / 'results.json'}.")
+
+
+def _claim(folder: Path) -> None:
+    """Mark the folder as a demo's; the next one may then replace what is in it."""
+    if folder.exists() and not folder.is_dir():
+        raise PivotuneError(f"output: {folder} is a file; name a folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
+        raise PivotuneError(
+            f"output: {folder} holds files that are not of a demo, which would replace them. Name a new folder."
+        )
+    make_folder(folder)
+    write_text(folder / MARK, "")
 
 
 def _train(setting: Setting, records: list[Record], folder: Path, epochs: float, seed: int) -> Path:
@@ -162,9 +178,9 @@ def _report(
         for name, row in scores.items()
     }
     content = {**run, "layers": layers, "scores": saved, "inside": inside}
-    (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_text(folder / "results.json", json.dumps(content, indent=1) + "\n")
     tables = [_table(answers, markdown=True), _table(states, markdown=True)]
-    (folder / "tables.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+    write_text(folder / "tables.md", "\n\n".join(tables) + "\n")
     _plot(scores, folder / "demo")
 
 
