@@ -119,7 +119,7 @@ class TrainingOptions(TrainingArguments):
             if getattr(self, new, False) is None:
                 setattr(self, new, getattr(self, old))
                 setattr(self, old, None)
-        self.report_to = "none" if self.report_to is None else self.report_to
+        self.report_to = self.report_to or "none"
         check_values(self)
         try:
             super().__post_init__()
@@ -254,8 +254,8 @@ class RunConfig:
         for option, reason in NOT_SUPPORTED.items():
             if option in changed_fields(self.training):
                 raise PivotuneError(f"training.{option}: is not supported: {reason}. Remove it.")
-        if self.data.eval is None and (option := _needs_evaluation(self.training)):
-            raise PivotuneError(f"training.{option}: needs examples to evaluate on. Set data.eval.")
+        if self.data.eval is None and (wants := _needs_evaluation(self.training)):
+            raise PivotuneError(f"training.{wants}: needs examples to evaluate on. Set data.eval.")
         check_values(self.training)
         check_libraries(self.training)
 

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import random
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -25,11 +26,11 @@ from accelerate.utils import broadcast_object_list
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import SaveStrategy
 
 from pivotune import checkpoint, tokens
-from pivotune.config import HIDDEN, RunConfig
+from pivotune.config import HIDDEN, LoraOptions, RunConfig
 from pivotune.connection import TransformMatrix, fit_transform_matrix
 from pivotune.data import (
     Encoded,
@@ -42,7 +43,7 @@ from pivotune.data import (
 )
 from pivotune.data.examples import is_english
 from pivotune.data.prompts import fix_template_kwargs
-from pivotune.errors import PivotuneError
+from pivotune.errors import PivotuneError, check_choice
 from pivotune.files import locked, reason
 from pivotune.lens.layers import LayerChoice, choose_from_prompts, table, write_choice
 from pivotune.losses import IGNORE
@@ -408,6 +409,7 @@ def train(config: RunConfig) -> Path:
         PivotuneError: an option, a file or a model that does not work, with the reason and the fix.
     """
     config.check()
+    _check_model(config)
     args = copy.copy(config.training)
     args.output_dir = config.output
     checkpoint.check_apart("output", config.output, config.model.path)
@@ -428,11 +430,7 @@ def train(config: RunConfig) -> Path:
 def _train(config: RunConfig, args: TrainingArguments, resume: str | None) -> Path:
     set_seed(args.seed)  # adapters and the Decision Maker start the same on every rank
 
-    checkpoint.check_files(config.model.path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.model.path, revision=config.model.revision or "main")
-    except Exception as error:  # tokenizers raises nothing more special
-        raise PivotuneError(f"model.path: no tokenizer in {config.model.path}: {error}") from error
+    tokenizer = checkpoint.open_tokenizer(config.model.path, config.model.revision)
     fix_template_kwargs(tokenizer, config.data.chat_template_kwargs)
     rows, report, style = _tokenised(config, "train", config.data.train, tokenizer)
     if config.method != "sft" and not report.pairs.total():
@@ -581,30 +579,66 @@ def _choose_layers(model: nn.Module, rows: datasets.Dataset, args: TrainingArgum
         model.to(home)
 
 
+def _check_model(config: RunConfig) -> None:
+    """What depends on the model's shape, tried on the model without its weights, before anything long begins."""
+    options = config.model
+    skeleton = checkpoint.open_skeleton(options.path, options.revision, attn_implementation=options.attn_implementation)
+    checkpoint.check_generation(options.path, options.revision)
+    quantised = getattr(skeleton.config, "quantization_config", None)
+    if quantised is not None and not config.lora.r:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+        raise PivotuneError(
+            f"model.path: the weights of {options.path} are quantised ({method}) and cannot be trained themselves. "
+            "Give the model that they were made from, or train adapters (lora.r)."
+        )
+    if config.lora.r:
+        skeleton = _with_adapters(skeleton, config.lora)
+    supervision = config.deep_supervision
+    if config.supervises:  # `auto` finds numbers later; any will do here
+        numbers: dict[str, Any] = dict.fromkeys(_automatic_layers(config), 1)
+        config = dataclasses.replace(config, deep_supervision=dataclasses.replace(supervision, **numbers))
+    method = build_method(config, skeleton)
+    best = str(config.training.metric_for_best_model or "loss").removeprefix("eval_")
+    check_choice("training.metric_for_best_model", best, ["loss", *method.weights])
+
+
 def _load_model(config: RunConfig) -> nn.Module:
     model = checkpoint.open_model(
         _resolved(config.model.path),
+        config.model.revision,
         dtype=config.model.dtype,
         attn_implementation=config.model.attn_implementation,
-        revision=config.model.revision or "main",
     )
-    try:  # saving refuses a contradictory generation configuration, and would do so after the training
-        model.generation_config.validate(strict=True)
-    except ValueError as error:
-        raise PivotuneError(f"model.path: generation_config.json of {config.model.path}: {error}") from error
-    if not config.lora.r:
-        return model
+    if idle := checkpoint.repair_generation(model.generation_config, config.model.path):
+        logger.warning(
+            "model.path: generation_config.json of %s sets %s without effect (no sampling, no beams), which "
+            "transformers refuses to save. The run leaves it out.",
+            *(config.model.path, ", ".join(idle)),
+        )
+    return _with_adapters(model, config.lora) if config.lora.r else model
+
+
+def _with_adapters(model: Any, options: LoraOptions) -> nn.Module:
     adapter = LoraConfig(
         task_type="CAUSAL_LM",
-        r=config.lora.r,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=config.lora.target_modules,
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=options.target_modules,
     )
     try:
-        return get_peft_model(model, adapter)
-    except ValueError as error:
+        adapted = get_peft_model(model, adapter)
+    except (ValueError, re.error) as error:
         raise PivotuneError(f"lora: {error}") from error
+    tables = {"embed_tokens": model.get_input_embeddings(), "lm_head": model.get_output_embeddings()}
+    if model.config.tie_word_embeddings and (
+        on := [name for name, one in tables.items() if hasattr(one, "base_layer")]
+    ):
+        raise PivotuneError(
+            f"lora.target_modules: names {' and '.join(on)}, but this model's input embeddings and output head are one "
+            "matrix (tie_word_embeddings), which an adapter of either would pull apart. Name other modules."
+        )
+    return adapted
 
 
 def _fit(config: RunConfig, model: nn.Module, tokenizer: Any, report: Report, *splits: datasets.Dataset | None) -> None:
@@ -675,5 +709,6 @@ def _resume(asked: str | bool | None, folder: Path) -> str | None:
 
 
 def _resolved(path: str) -> str:
-    """Folders by their absolute path, so that an adapter finds its base model from anywhere; hub names as they are."""
-    return str(Path(path).resolve()) if Path(path).is_dir() else path
+    """Folders and files by their absolute path, so that an adapter finds its base model from anywhere; hub names as
+    they are."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
