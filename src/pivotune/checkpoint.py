@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -29,7 +28,7 @@ from typing import Any
 
 import torch
 import transformers
-from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -38,6 +37,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import pivotune
 from pivotune.anatomy import unwrap
 from pivotune.errors import PivotuneError
+from pivotune.finite import check_finite, without_nan
 from pivotune.methods import SFT, CCTuning, CCTuningConfig, ConnectedSupervision, DeepSupervision, Method
 
 FORMAT = 1
@@ -111,7 +111,7 @@ def write_model(
     if connected and adapter:
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         config[CONNECTION_IS_OFF] = True
-        _write_json(folder / ADAPTER_CONFIG, config)
+        write_json(folder / ADAPTER_CONFIG, config)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     own = method.extra_state()
@@ -127,7 +127,7 @@ def mark_complete(folder: str | Path, info: dict[str, Any]) -> None:
     """Write the model card and, as the very last file, `pivotune.json`."""
     folder = Path(folder)
     (folder / "README.md").write_text(_card(info), encoding="utf-8")
-    _write_json(folder / INFO, info)
+    write_json(folder / INFO, info)
     (folder / UNFINISHED).unlink(missing_ok=True)
 
 
@@ -152,17 +152,26 @@ def written_at_once(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def complete_checkpoints(folder: str | Path) -> list[Path]:
+    """Each `checkpoint-N` whose writing was not interrupted, the greatest N first."""
+    return sorted(filter(is_complete, _checkpoints(folder)), key=_step, reverse=True)
+
+
 def last_complete_checkpoint(folder: str | Path) -> Path | None:
     """The `checkpoint-N` of the greatest N whose writing was not interrupted."""
-    return max(filter(is_complete, _checkpoints(folder)), key=_step, default=None)
+    return next(iter(complete_checkpoints(folder)), None)
 
 
-def remove_old_checkpoints(folder: str | Path, limit: int | None, best: str | None) -> None:
-    """Keep the newest checkpoint, the best one, and as many of the others as `limit` allows; None keeps all."""
+def remove_old_checkpoints(folder: str | Path, limit: int | None, best: str | None, newest: Path | None = None) -> None:
+    """Keep the newest checkpoint, the best one, and as many of the others as `limit` allows; None keeps all.
+
+    `newest` is the one that was just written; that of the greatest N where None. A folder of a greater N may be left
+    of an interrupted write, or have been passed over in resuming.
+    """
     ordered = sorted(_checkpoints(folder), key=_step)
     if not limit or not ordered:
         return
-    kept = {ordered[-1]} | ({Path(best)} if best else set())
+    kept = {newest or ordered[-1]} | ({Path(best)} if best else set())
     spare = [path for path in ordered if path not in kept]
     for path in spare[: max(0, len(ordered) - max(limit, len(kept)))]:
         shutil.rmtree(path, ignore_errors=True)
@@ -186,19 +195,10 @@ def _begin(folder: Path) -> None:
     (folder / INFO).unlink(missing_ok=True)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: Any) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(without_nan(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _finite(content: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _version(package: str) -> str | None:
@@ -267,7 +267,8 @@ def load_run(
         attn_implementation: as in transformers.
 
     Raises:
-        PivotuneError: nothing there, a half-written folder, a folder of a newer Pivotune, or a missing base model.
+        PivotuneError: nothing there, a half-written folder, a folder of a newer Pivotune, a missing base model, or
+            tensors that are not finite.
     """
     info = read_info(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -284,6 +285,7 @@ def load_run(
         model = _own_weights(AutoModelForCausalLM, path, dtype=dtype, **options)
     if "cc_tuning" in info:
         tensors = _load_tensors(path)
+    check_finite(str(path), [*model.named_parameters(), *tensors.items()])
     model.pivotune_prompt_style = info.get("prompt_style", "auto")
     return Run(model.to(device).eval(), AutoTokenizer.from_pretrained(path), info, tensors)
 
@@ -325,17 +327,33 @@ def read_info(path: str | Path) -> dict[str, Any]:
 def restore(method: Method, folder: str | Path) -> None:
     """Put the weights (or the adapter) and the method's own tensors of a checkpoint back into `method`."""
     if isinstance(method.model, PeftModel):
-        set_peft_model_state_dict(method.model, load_peft_weights(str(folder), device="cpu"))
+        adapter = load_peft_weights(str(folder), device="cpu")
+        _check_fit(folder, adapter, get_peft_model_state_dict(method.model))
+        set_peft_model_state_dict(method.model, adapter)
     else:
         model = unwrap(method.model)
         # By way of from_pretrained, which knows shards, tied weights and renamed parameters.
-        model.load_state_dict(_own_weights(type(model), folder, dtype=model.dtype).state_dict())
+        weights = _own_weights(type(model), folder, dtype=model.dtype).state_dict()
+        _check_fit(folder, weights, model.state_dict())
+        model.load_state_dict(weights)
     own = method.extra_state()
     if own:
         saved = _load_tensors(folder)
+        _check_fit(folder, {name: saved[name] for name in own if name in saved}, own)
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(saved[name])
+
+
+def _check_fit(folder: str | Path, saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raise a PivotuneError unless saved tensors are those of the model, in name and shape."""
+    for name in sorted({*saved, *own}):
+        has, needs = (f"shape {tuple(x[name].shape)}" if name in x else "no such tensor" for x in (saved, own))
+        if has != needs:
+            raise PivotuneError(
+                f"{folder}: its weights do not fit this model: {name} has {has} there, and {needs} here. Resume with "
+                "the options it was trained with."
+            )
 
 
 def _load_tensors(folder: str | Path) -> dict[str, Tensor]:
