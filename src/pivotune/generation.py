@@ -20,21 +20,33 @@ from torch import Tensor
 from transformers.utils.logging import tqdm
 
 from pivotune.answers import AnswerFile
-from pivotune.checkpoint import load_run
+from pivotune.checkpoint import check_model, connection_modes, load_run, read_info
 from pivotune.connection import connect, is_connected
 from pivotune.data.collate import padding_id
 from pivotune.data.examples import ParallelExample, Text, is_english
 from pivotune.data.lines import check_file, read_lines, text_lines
-from pivotune.data.prompts import PromptEncoder, prompt_only, without_empty_reasoning
+from pivotune.data.prompts import STYLES, PromptEncoder, prompt_only, without_empty_reasoning
 from pivotune.data.report import DataError
 from pivotune.data.sources import read_prompts
-from pivotune.errors import PivotuneError
+from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
 from pivotune.files import check_output_file
 from pivotune.tokens import check_context, check_ids, end_ids, listed, rows_of, until_end
 
 logger = logging.getLogger(__name__)
 
 Question = str | Text | ParallelExample
+
+
+def connection_mode(run: str | Path, info: Mapping[str, Any], connection: str | None) -> str:
+    """How a run is to be connected, found out without loading the model: as asked, or by its default."""
+    modes = connection_modes(info)
+    if modes == ("none",) and connection not in (None, "none"):
+        raise PivotuneError(
+            f"connection: got {connection!r}, but {run} was not trained with a connection. Leave the option out."
+        )
+    if connection is not None and connection not in modes:
+        raise PivotuneError(f"connection: got {connection!r}, but {run} can be connected by {', '.join(modes)}.")
+    return connection or modes[0]
 
 
 def load(
@@ -58,14 +70,11 @@ def load(
     Raises:
         PivotuneError: no such run, a half-written one, or a connection that it does not have.
     """
+    mode = connection_mode(path, read_info(path), connection)
     run = load_run(path, dtype=dtype, device=device, chat_template_kwargs=chat_template_kwargs)
     made = run.connection()
     if made is not None:
-        connect(run.model, made, connection)
-    elif connection not in (None, "none"):
-        raise PivotuneError(
-            f"connection: got {connection!r}, but {path} was not trained with a connection. Leave the option out."
-        )
+        connect(run.model, made, mode)
     return run.model, run.tokenizer
 
 
@@ -221,14 +230,18 @@ def generate(
     Returns:
         The answers, in the order of the prompts.
     """
-    if temperature < 0:
-        raise PivotuneError(f"temperature: got {temperature}; give 0 for greedy answers, or a number above.")
+    check_number("temperature", temperature, 0, why="; 0 is greedy")
     for option, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
-        if value < 1:
-            raise PivotuneError(f"{option}: got {value}; give a whole number >= 1.")
+        check_number(option, value, 1, whole=True)
+    check_seed("seed", seed)
+    if style is not None:
+        check_choice("style", style, STYLES)
+    connection_mode(run, check_model(run), connection)
     if output is not None:
         check_output_file("output", output, overwrite=overwrite)  # before standard input is waited for
     questions = _questions(prompts, prompts_file, columns)
+    if connection == "english":
+        _english_of(questions)
     file = None
     if output is not None:
         settings = {
@@ -405,7 +418,7 @@ def _encode(encoder: PromptEncoder, questions: Sequence[Question], rows_of_table
     ]
     encoded = [one.prompt_ids for one in encoder.tokenize(rendered)]
     for one, ids in zip(rendered, encoded, strict=True):
-        check_ids(rows_of_table, ids, encoder.tokenizer, one.where)
+        check_ids(rows_of_table, ids, one.where, encoder.tokenizer)
     return encoded
 
 

@@ -24,7 +24,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames, ParallelMode
-from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
+from transformers.utils.import_utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 from transformers.utils.logging import get_log_levels_dict
 
 from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
@@ -191,7 +191,7 @@ def _check_schedule(args: TrainingArguments, kind: Any, options: dict[str, Any])
                 optimizer,
                 num_warmup_steps=args.get_warmup_steps(100),
                 num_training_steps=100,
-                scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+                scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]  # a mapping by now
             )
     except (TypeError, ValueError) as error:
         given = f"got {args.lr_scheduler_kwargs}, which" if args.lr_scheduler_kwargs else "is not given, which"

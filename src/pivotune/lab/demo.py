@@ -22,13 +22,14 @@ from babel import Locale
 from scipy.stats import binomtest
 from transformers.utils import logging
 
-from pivotune.errors import PivotuneError, check_choice
+from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
 from pivotune.files import make_folder, write_text
 from pivotune.lab.base import base_path, load_base
 from pivotune.lab.settings import BASE, EPOCHS, Setting, by_name
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.trial import Record, choose, examine, train_row
 from pivotune.lab.world import World
+from pivotune.options import names_in
 from pivotune.plotting import new_figure, save
 from pivotune.tables import table
 
@@ -71,7 +72,9 @@ class Score:
         return f"{self.percent:5.1f} [{low:4.1f}, {high:4.1f}]"
 
 
-def demo(output: str = "runs/demo", languages: str = "zh,vi,ar,sw", epochs: float = EPOCHS, seed: int = 0) -> None:
+def demo(
+    output: str = "runs/demo", languages: str | list[str] = "zh,vi,ar,sw", epochs: float = EPOCHS, seed: int = 0
+) -> None:
     """Fine-tune the lab's base model with every method, and print and plot what each of them changes.
 
     Args:
@@ -80,9 +83,11 @@ def demo(output: str = "runs/demo", languages: str = "zh,vi,ar,sw", epochs: floa
         epochs: passes over the training questions.
         seed: of the training runs.
     """
-    chosen = [language.strip() for language in languages.split(",")]
-    for language in chosen:
+    chosen = list(dict.fromkeys(names_in(languages)))
+    for language in chosen or [""]:
         check_choice("languages", language, LANGUAGES[1:])
+    check_number("epochs", epochs, 0, exclusive=True)
+    check_seed("seed", seed)
     _claim(Path(output))
     started = time.monotonic()
     folder, world, base = Path(output), World.build(), load_base()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pivotune.checkpoint import load_run
+from pivotune.checkpoint import anatomy_of, load_run
 from pivotune.data import read_prompts
 from pivotune.data.languages import read_languages
-from pivotune.errors import check_number
+from pivotune.data.prompts import STYLES
+from pivotune.errors import check_choice, check_number, check_seed
 from pivotune.files import check_output_file
 from pivotune.lens.choice import choose_layers, stem, table, write_choice
 from pivotune.lens.rule import LayerChoice
@@ -51,11 +52,17 @@ def layers(
         The choice, which is also printed.
     """
     check_number("limit", limit, 0, whole=True, why="; 0 takes all examples")
+    check_number("batch_size", batch_size, 1, whole=True)
+    check_number("max_length", max_length, 1, whole=True)
+    check_seed("seed", seed)
+    if style is not None:
+        check_choice("style", style, STYLES)
     if output is not None:
         for ending in ("json", "png", "svg"):
             check_output_file("output", f"{stem(output)}.{ending}", overwrite=overwrite, new_folder=True)
     if language is not None:
         (language,) = read_languages("language", [language])
+    anatomy_of(model)
     examples = read_prompts(data, columns=columns)
     run = load_run(model, chat_template_kwargs=chat_template_kwargs)
     choice = choose_layers(
