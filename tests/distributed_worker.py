@@ -20,7 +20,8 @@ from packaging.version import Version
 
 from pivotune.config import RunConfig
 from pivotune.objectives import DeepSupervisionConfig
-from pivotune.training import PivotuneTrainer, train
+from pivotune.trainer import PivotuneTrainer
+from pivotune.training import train
 from tests.runs import FEATURE, configuration, without_noise
 
 JOBS: dict[str, dict[str, Any]] = {
@@ -68,9 +69,9 @@ def job(name: str, folder: Path, kind: str, ranks: int, **changed: Any) -> RunCo
         },
     )
     if name == "feature":
-        config.deep_supervision = FEATURE
+        config.objectives = [FEATURE]
     if name == "auto":
-        config.deep_supervision = DeepSupervisionConfig(conversion_layer="auto", thinking_layer="auto")
+        config.objectives = [DeepSupervisionConfig(conversion_layer="auto", thinking_layer="auto")]
     if name == "lora":
         config.lora.dropout = 0.0  # as little as Gumbel noise can it be repeated on two ranks
     return config

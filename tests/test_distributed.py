@@ -74,8 +74,8 @@ def test_two_ranks_equal_one_process(name: str, alone: Path, together: Path) -> 
 def test_chosen_layers_are_the_same_on_two_ranks(alone: Path, together: Path) -> None:
     """The choice, its curve and the files, written once."""
     ours, theirs = (json.loads((folder / "auto" / "pivotune.json").read_text()) for folder in (alone, together))
-    assert ours["layers"] == theirs["layers"]
-    assert ours["deep_supervision"] == theirs["deep_supervision"]
+    assert ours["found"] == theirs["found"]
+    assert ours["objectives"] == theirs["objectives"]
     assert (together / "auto" / "layers.png").is_file()
 
 
@@ -92,7 +92,7 @@ def test_the_command_line_on_two_ranks(folder: Path) -> None:
     file = folder / "run.yaml"
     content = {
         "output": config.output,
-        "method": config.method,
+        "cc_tuning": {},
         "model": {"path": str(base)},
         "data": {"train": str(data)},
         "training": {"max_steps": 2, "use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 4},

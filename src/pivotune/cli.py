@@ -43,7 +43,7 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command("fine-tune a model: sft, deep_supervision, cc_tuning or both", "pivotune.training:train"),
+    "train": Command("fine-tune a model, plainly or with objectives", "pivotune.training:train"),
     "generate": Command("answer prompts with a run", "pivotune.generation:generate", ("run", "prompts*")),
     "evaluate": Command("the papers' benchmarks on a run", "pivotune.evaluation.evaluate:evaluate", ("run",)),
     "layers": Command("which layers to supervise: entropy per layer", "pivotune.lens.layers:layers", ("model",)),
@@ -119,6 +119,8 @@ def _train(name: str, arguments: list[str]) -> None:
     configuration = _Configuration()
     kinds = configuration.kinds
     reasons = {f"training.{option}": reason for option, reason in NOT_SUPPORTED.items()}
+    sections = ", ".join(f"{one}:" for one in configuration.objectives)
+    reasons["method"] = f"the sections that are there are the method ({sections} or none for plain fine-tuning)"
     given: dict[str, Any] = {}
 
     more = {"config": list[str], "print_config": bool}
@@ -127,6 +129,8 @@ def _train(name: str, arguments: list[str]) -> None:
         if not (file.endswith((".yaml", ".yml", ".json")) or Path(file).is_file()):
             raise PivotuneError(f"command line: {file!r} belongs to no option and is no YAML file.")
         for option, (node, where) in read_file(file, configuration.is_group).items():
+            if configuration.is_group(option) and option not in kinds:
+                continue
             known = _known(option, kinds, reasons, where)
             _set(given, option, known, node, kinds[known], f"{where}: {option}")
     shows = read_value(from_words(words.pop("print_config", ["false"]), bool), bool, "print_config")
@@ -143,16 +147,20 @@ def _train(name: str, arguments: list[str]) -> None:
 
 
 class _Configuration:
-    """The options of `RunConfig`, by dotted name.
+    """The options of `RunConfig`, by dotted name. An objective's own name is an option too: whether the run has it.
 
     Attributes:
         kinds: the type of each option.
+        objectives: the classes of options of all objectives, by name.
     """
 
     def __init__(self) -> None:
         from pivotune.config import HIDDEN, RunConfig, TrainingOptions
+        from pivotune.objectives import OBJECTIVES
 
+        self.objectives = {name: objective.Options for name, objective in OBJECTIVES.items()}
         self._classes: dict[str, Any] = {"": RunConfig}
+        self._classes |= {f"{name}.": options for name, options in self.objectives.items()}
         hints = get_type_hints(RunConfig) | {"training": TrainingOptions}
         self._classes |= {f"{group}.": kind for group, kind in hints.items() if dataclasses.is_dataclass(kind)}
         self.kinds: dict[str, Any] = {}
@@ -161,13 +169,19 @@ class _Configuration:
             hints = get_type_hints(cls)
             for field in dataclasses.fields(cls):
                 name = f"{prefix}{field.name}"
-                if self.is_group(name) or (prefix == "training." and field.name in HIDDEN):
+                if self.is_group(name) or name == "objectives" or (prefix == "training." and field.name in HIDDEN):
                     continue
                 self.kinds[name] = hints[field.name]
                 if field.default is not dataclasses.MISSING:
                     self._defaults[name] = field.default
                 elif field.default_factory is not dataclasses.MISSING:
                     self._defaults[name] = field.default_factory()
+        self.kinds |= dict.fromkeys(self.objectives, bool)
+
+    def _used(self, given: Mapping[str, Any]) -> list[str]:
+        """The objectives whose sections are there, in a file or on the command line."""
+        there = {name.partition(".")[0] for name in given if "." in name}
+        return [name for name in self.objectives if given.get(name, name in there)]
 
     def is_group(self, name: str) -> bool:
         return f"{name}." in self._classes
@@ -177,9 +191,10 @@ class _Configuration:
         import yaml
 
         nested: dict[str, Any] = {}
+        unused = self.objectives.keys() - set(self._used(given))
         for name in self.kinds:
-            if name in given or name in self._defaults:
-                group, _, option = name.rpartition(".")
+            group, _, option = name.rpartition(".")
+            if (name in given or name in self._defaults) and group not in unused and name not in self.objectives:
                 value = given.get(name, self._defaults.get(name))
                 (nested.setdefault(group, {}) if group else nested)[option] = getattr(value, "value", value)
         return yaml.safe_dump(nested, sort_keys=False, allow_unicode=True)
@@ -194,13 +209,16 @@ class _Configuration:
             values = {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
             if prefix:
                 made[prefix.removesuffix(".")] = cls(**values)
-        return self._classes[""](**made, **{name: value for name, value in given.items() if "." not in name})
+        options = {name: made.pop(name) for name in self.objectives}
+        plain = {name: value for name, value in given.items() if "." not in name and name not in self.objectives}
+        return self._classes[""](**made, **plain, objectives=[options[name] for name in self._used(given)])
 
 
 def _print_train_help(name: str) -> NoReturn:
     import jsonargparse
 
     from pivotune.config import HIDDEN, RunConfig, TrainingOptions
+    from pivotune.objectives import OBJECTIVES
 
     parser = jsonargparse.ArgumentParser(
         prog=f"pivotune {name}",
@@ -209,7 +227,10 @@ def _print_train_help(name: str) -> NoReturn:
     )
     parser.add_argument("--config", metavar="FILE", help="the same as a positional YAML file.")
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration and exit.")
-    parser.add_class_arguments(RunConfig, as_group=False, skip={"training"})
+    parser.add_class_arguments(RunConfig, as_group=False, skip={"training", "objectives"})
+    for one, objective in OBJECTIVES.items():
+        parser.add_argument(f"--{one}", metavar="true|false", help=f"{objective.summary}; also by any of its options.")
+        parser.add_class_arguments(objective.Options, one, instantiate=False)
     parser.add_class_arguments(TrainingOptions, "training", instantiate=False, skip=HIDDEN)
     parser.print_help()
     raise SystemExit(0)
@@ -330,7 +351,7 @@ def _split(
 
 
 def _set(given: dict[str, Any], name: str, known: str, node: Node, kind: Any, where: str) -> None:
-    """Put an option's value into `given`; or, where `name` is `known` with a tail, that key into the option's mapping."""
+    """Put an option's value into `given`; where `name` is `known` with a tail, that key into the option's mapping."""
     from pivotune.options import kind_inside, read_value
 
     if name == known:

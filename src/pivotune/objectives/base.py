@@ -169,7 +169,8 @@ class Objective(nn.Module):
         summary: one line of help.
         citation: of its source, BibTeX.
         Options: dataclass of its options.
-        needs_english: it learns from English counterparts, so that data without any are a mistake.
+        fewest_pairs: how many examples with an English counterpart it needs at least; 0 where it needs none.
+        read_after_training: options that only `after_training` reads, so that a resumed run may change them.
         connects: it changes the model's passes at inference too.
         lens_columns: (head, table, factor) of the columns in the lens's tables.
     """
@@ -179,7 +180,8 @@ class Objective(nn.Module):
     summary: ClassVar[str]
     citation: ClassVar[str] = ""
     Options: ClassVar[type]
-    needs_english: ClassVar[bool] = True
+    fewest_pairs: ClassVar[int] = 1
+    read_after_training: ClassVar[Sequence[str]] = ()
     connects: ClassVar[bool] = False
     lens_columns: ClassVar[Sequence[tuple[str, str, float]]] = ()
 
@@ -189,12 +191,29 @@ class Objective(nn.Module):
         self.fitted: dict[str, Tensor] = {}
         """Own tensors that come after training, whole on every rank; saved beside the parameters."""
 
-    # Training --------------------------------------------------------------------------------------------------
+    # Before training -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def on_skeleton(cls, options: Any, model: nn.Module) -> Objective:
+        """Itself on a model without weights, before anything is settled: raises what is wrong with the options."""
+        return cls(options, model)
+
+    @classmethod
+    def needs_english_answer(cls, options: Any) -> str | None:
+        """The option, with its value, for which examples with English must have the English answer too."""
+        return None
+
+    @classmethod
+    def remarks(cls, options: Any) -> list[str]:
+        """Warnings about these options."""
+        return []
 
     @classmethod
     def settle(cls, options: Any, before: BeforeTraining) -> Settled:
         """Values for options that are left to the run. Every rank calls this and gets the same."""
         return Settled(options)
+
+    # Training --------------------------------------------------------------------------------------------------
 
     def weights(self) -> dict[str, float]:
         """Weight of each of its terms in the loss; a term of weight 0 is measured without gradient."""

@@ -55,6 +55,8 @@ class CCTuning(Objective):
     summary = "lend the question the feed-forward activations of its English translation (CC-Tuning)"
     citation = CITATION
     Options = CCTuningConfig
+    fewest_pairs = 2
+    read_after_training = ("matrix", "ridge", "matrix_pairs")
     connects = True
 
     def __init__(self, options: CCTuningConfig, model: nn.Module):

@@ -38,10 +38,10 @@ class SupervisionMeasure:
         answer_cosine    cos(h_L of the English question, h_l of the target question)
 
     They are computed by the method's own functions, with its teacher-forced reading, whatever the run was trained with;
-    a term of the feature signal is 1 minus the cosine. Two differences to the terms of
-    `Method(model, [DeepSupervisionConfig(...)])(batch)`: a term of the logits signal averages over all tokens of a batch, so that long texts weigh more; here tokens are
-    averaged within an example first, then examples, because examples are what an interval is taken over. And in a run
-    with a connection too, the feature terms are those of the connected pass, while here no text is connected.
+    a term of the feature signal is 1 minus the cosine. There are two differences to the terms of training. A term of
+    the logits signal averages over all tokens of a batch, so that long texts weigh more; here tokens are averaged
+    within an example first, then examples, because examples are what an interval is taken over. And in a run with a
+    connection too, the feature terms are those of the connected pass, while here no text is connected.
 
     An example without an English answer has no row in `answer_nats`, which is absent where none of a reading has one.
 

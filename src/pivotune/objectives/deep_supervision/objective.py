@@ -15,7 +15,7 @@ does - the same layer for LC, the last layer for ET.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -39,7 +39,7 @@ from pivotune.objectives.base import (
 )
 from pivotune.objectives.deep_supervision.continuation import continue_in_english, english_question
 from pivotune.objectives.deep_supervision.measure import SupervisionMeasure, supervision_figure
-from pivotune.objectives.deep_supervision.settle import settle_layers
+from pivotune.objectives.deep_supervision.settle import automatic, settle_layers
 from pivotune.taps import Tap
 
 CITATION = """@inproceedings{huo2025deep,
@@ -132,6 +132,21 @@ class DeepSupervision(Objective):
     def __init__(self, options: DeepSupervisionConfig, model: nn.Module):
         super().__init__(options, model)
         self._supervised = _resolve(options, self.anatomy)
+
+    @classmethod
+    def on_skeleton(cls, options: DeepSupervisionConfig, model: nn.Module) -> DeepSupervision:
+        return cls(replace(options, **dict.fromkeys(automatic(options), 1)), model)  # any number will do
+
+    @classmethod
+    def needs_english_answer(cls, options: DeepSupervisionConfig) -> str | None:
+        return "deep_supervision.english_thinking: logits" if options.english_thinking == "logits" else None
+
+    @classmethod
+    def remarks(cls, options: DeepSupervisionConfig) -> list[str]:
+        signals = {"conversion": options.language_conversion, "thinking": options.english_thinking}
+        if any(getattr(options, f"{name}_weight") for name, signal in signals.items() if signal != "off"):
+            return []
+        return ["deep_supervision: its weights are 0, so its terms are measured and not trained."]
 
     @classmethod
     def settle(cls, options: DeepSupervisionConfig, before: BeforeTraining) -> Settled:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 
 from pivotune.data import Encoded
 from pivotune.data.examples import is_english
+from pivotune.distributed import on_first_process
 from pivotune.errors import PivotuneError
 from pivotune.lens.choice import choose_from_prompts, table, write_choice
 from pivotune.lens.rule import LayerChoice
@@ -30,34 +30,30 @@ LAYERS_FILE = "layers"
 def settle_layers(options: DeepSupervisionConfig, before: BeforeTraining) -> Settled:
     """Numbers for layers that are `auto`. A resumed run keeps those of its checkpoint."""
     signals = {"conversion_layer": options.language_conversion, "thinking_layer": options.english_thinking}
-    automatic = [name for name in signals if getattr(options, name) == "auto"]
-    if not any(signals[name] != "off" for name in automatic):
+    if not any(signals[name] != "off" for name in automatic(options)):
         return Settled(options)
-    choice: LayerChoice | None = None
+    choices: list[LayerChoice] = []
+
+    def choose() -> dict[str, Any]:
+        choices.append(_choose(before))
+        print(table(choices[0]), flush=True)
+        return choices[0].as_dict()
+
     if before.record is not None:
         found, record = before.record[0], before.record[1].get("layers")
     else:
-        answers: list[Any] = [None]
-        failure: Exception | None = None
-        if before.args.process_index == 0:
-            try:
-                choice = _choose(before)
-                answers = [choice.as_dict()]
-                print(table(choice), flush=True)
-            except Exception as error:
-                failure, answers = error, [str(error)]
-        if before.args.world_size > 1:  # the other processes wait for an answer, also for a bad one
-            broadcast_object_list(answers)
-        if isinstance(answers[0], str):
-            raise failure or PivotuneError(answers[0])
-        found = record = answers[0]
-    settled = dataclasses.replace(options, **{name: found[name] for name in automatic})
+        found = record = on_first_process(before.args, choose)
+    settled = dataclasses.replace(options, **{name: found[name] for name in automatic(options)})
 
     def write(folder: Path) -> object:
-        assert choice is not None
-        return write_choice(choice, folder / LAYERS_FILE, title=before.title)
+        return write_choice(choices[0], folder / LAYERS_FILE, title=before.title)
 
-    return Settled(settled, {"layers": record}, None if choice is None else write)
+    return Settled(settled, {"layers": record}, write if choices else None)
+
+
+def automatic(options: DeepSupervisionConfig) -> list[str]:
+    """The layers that are left to the run to choose."""
+    return [name for name in ("conversion_layer", "thinking_layer") if getattr(options, name) == "auto"]
 
 
 def _choose(before: BeforeTraining) -> LayerChoice:
