@@ -18,13 +18,12 @@ import dataclasses
 import errno
 import json
 import logging
-import math
 import os
 import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -33,7 +32,7 @@ from typing import Any
 
 import torch
 import transformers
-from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -46,6 +45,7 @@ from transformers import (
     PretrainedConfig,
     TrainerState,
 )
+from transformers.trainer_pt_utils import safe_globals
 from transformers.utils.import_utils import is_gguf_available
 
 import pivotune
@@ -54,6 +54,7 @@ from pivotune.anatomy import TEXT_PARTS, Anatomy, text_part, unwrap
 from pivotune.data.prompts import fix_template_kwargs
 from pivotune.errors import PivotuneError
 from pivotune.files import LOCK, free_bytes, make_folder, read_json, reason, size, write_text, writing
+from pivotune.finite import check_finite, without_nan
 from pivotune.methods import (
     SFT,
     CCTuning,
@@ -143,7 +144,7 @@ def write_model(
     if connected and adapter:
         config = read_json(folder / ADAPTER_CONFIG)
         config[CONNECTION_IS_OFF] = True
-        _write_json(folder / ADAPTER_CONFIG, config)
+        write_json(folder / ADAPTER_CONFIG, config)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     own = method.extra_state()
@@ -163,7 +164,7 @@ def mark_complete(folder: str | Path, info: dict[str, Any]) -> None:
         if path.is_file():
             with path.open("r+b") as file:
                 os.fsync(file.fileno())
-    _write_json(folder / INFO, info)
+    write_json(folder / INFO, info)
     (folder / UNFINISHED).unlink(missing_ok=True)
 
 
@@ -273,17 +274,26 @@ def check_space(folder: str | Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, f"about {size(needed)} are needed and {size(free)} are free")
 
 
+def complete_checkpoints(folder: str | Path) -> list[Path]:
+    """Each `checkpoint-N` whose writing was not interrupted, the greatest N first."""
+    return sorted(filter(is_complete, _checkpoints(folder)), key=_step, reverse=True)
+
+
 def last_complete_checkpoint(folder: str | Path) -> Path | None:
     """The `checkpoint-N` of the greatest N whose writing was not interrupted."""
-    return max(filter(is_complete, _checkpoints(folder)), key=_step, default=None)
+    return next(iter(complete_checkpoints(folder)), None)
 
 
-def remove_old_checkpoints(folder: str | Path, limit: int | None, best: str | None) -> None:
-    """Keep the newest checkpoint, the best one, and as many of the others as `limit` allows; None keeps all."""
+def remove_old_checkpoints(folder: str | Path, limit: int | None, best: str | None, newest: Path | None = None) -> None:
+    """Keep the newest checkpoint, the best one, and as many of the others as `limit` allows; None keeps all.
+
+    `newest` is the one that was just written; that of the greatest N where None. A folder of a greater N may be left
+    of an interrupted write, or have been passed over in resuming.
+    """
     ordered = sorted(_checkpoints(folder), key=_step)
     if not limit or not ordered:
         return
-    kept = {ordered[-1]} | ({Path(best)} if best else set())
+    kept = {newest or ordered[-1]} | ({Path(best)} if best else set())
     spare = [path for path in ordered if path not in kept and _is_own(path)]
     for path in spare[: max(0, len(ordered) - max(limit, len(kept)))]:
         with suppress(OSError):
@@ -314,17 +324,8 @@ def _begin(folder: Path) -> None:
     (folder / INFO).unlink(missing_ok=True)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
-
-
-def _finite(content: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(without_nan(content), indent=2, ensure_ascii=False) + "\n")
 
 
 def _version(package: str) -> str | None:
@@ -397,7 +398,8 @@ def load_run(
     The model's generate() stops at every token that ends an answer (`pivotune.tokens.end_ids`).
 
     Raises:
-        PivotuneError: nothing there, a half-written folder, a folder of a newer Pivotune, or a missing base model.
+        PivotuneError: nothing there, a half-written folder, a folder of a newer Pivotune, a missing base model, or
+            tensors that are not finite.
     """
     info = read_info(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -423,6 +425,7 @@ def load_run(
         model = _own_weights(AutoModelForCausalLM, path, dtype=dtype, **options)
     if "cc_tuning" in info:
         tensors = _load_tensors(path, ["decision_maker.weight"])
+    check_finite(str(path), [*model.named_parameters(), *tensors.items()])
     model.pivotune_prompt_style = info.get("prompt_style", "auto")
     fix_template_kwargs(tokenizer, chat_template_kwargs)
     _fit(model, tokenizer, path)
@@ -474,6 +477,9 @@ def read_info(path: str | Path) -> dict[str, Any]:
         return {}
     if is_complete(folder):
         info = read_info_file(folder / INFO)
+        config = folder / (ADAPTER_CONFIG if info.get("adapter") else "config.json")
+        if not config.is_file():
+            raise PivotuneError(f"{config}: is missing. Copy the whole folder again.")
         check_files(folder)
         return info
     checkpoint = last_complete_checkpoint(folder)
@@ -486,6 +492,8 @@ def read_info(path: str | Path) -> dict[str, Any]:
         raise PivotuneError(
             f"{path}: is half-written: {INFO}, which comes last, is missing. Its training or writing has not finished."
         )
+    if (folder / TENSORS).is_file():
+        raise PivotuneError(f"{path}: {INFO} is missing, without which its {TENSORS} cannot be used. Copy it again.")
     if not ((folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file()):
         found = sorted(folder.glob("*.gguf"))
         hint = f" Give its GGUF file, {found[0]}." if found else ""
@@ -553,6 +561,8 @@ def check_files(folder: str | Path) -> None:
     for name, content in contents.items():
         if not isinstance(content, dict):
             raise PivotuneError(f"{folder / name}: holds a {type(content).__name__}, not an object. {_DAMAGED}")
+    if "config.json" in contents and not isinstance(contents["config.json"].get("model_type"), str):
+        raise PivotuneError(f"{folder / 'config.json'}: model_type is missing. {_DAMAGED}")
     tensor_files = [name for name in _TENSOR_FILES if (folder / name).is_file()]
     if (index := contents.get("model.safetensors.index.json")) is not None and "model.safetensors" not in tensor_files:
         parts = index.get("weight_map")
@@ -575,25 +585,30 @@ def check_state(folder: str | Path) -> None:
     """Raise a PivotuneError unless training can go on from this checkpoint: what `check_files` finds, and the rest."""
     folder = Path(folder)
     read_info(folder)
-    states = [*folder.glob("rng_state*.pth"), *folder.glob("optimizer.pt"), *folder.glob("scheduler.pt")]
-    elsewhere = any(folder.glob("optimizer*_*")) or any(folder.glob("global_step*"))  # sharded
-    needed = ["trainer_state.json", *(() if elsewhere else ("optimizer.pt", "scheduler.pt"))]
-    for name in needed:
-        if not (folder / name).is_file():
-            raise unusable(folder / name, "is missing")
+    states = [folder / "optimizer.pt", folder / "scheduler.pt"]
+    if any(folder.glob("optimizer*_*")) or any(folder.glob("global_step*")):  # sharded
+        states = [path for path in states if path.exists()]
+    states += list(folder.glob("rng_state*.pth")) or [folder / "rng_state.pth"]
+    for path in (folder / "trainer_state.json", *states):
+        if not path.is_file():
+            raise _unusable(path, "is missing")
     for path in states:
         if not zipfile.is_zipfile(path):
-            raise unusable(path, "is cut off")
+            raise _unusable(path, "is damaged, or not written to its end")
+        try:
+            with safe_globals():  # mapped: the tensors of the optimizer are not read
+                torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except Exception as error:  # of zip, pickle or torch
+            raise _unusable(path, f"cannot be read: {reason(error)}") from error
     try:
         step = TrainerState.load_from_json(str(folder / "trainer_state.json")).global_step
     except (TypeError, ValueError) as error:
-        raise unusable(folder / "trainer_state.json", reason(error)) from error
+        raise _unusable(folder / "trainer_state.json", reason(error)) from error
     if not isinstance(step, int) or step < 1:
-        raise unusable(folder / "trainer_state.json", f"global_step is {step!r}")
+        raise _unusable(folder / "trainer_state.json", f"global_step is {step!r}")
 
 
-def unusable(place: Path, problem: str) -> PivotuneError:
-    """The error of a checkpoint that training cannot go on from."""
+def _unusable(place: Path, problem: str) -> PivotuneError:
     return PivotuneError(
         f"training.resume_from_checkpoint: {place}: {problem}. Name another checkpoint, or remove this one: true takes "
         "the last that is left."
@@ -603,17 +618,33 @@ def unusable(place: Path, problem: str) -> PivotuneError:
 def restore(method: Method, folder: str | Path) -> None:
     """Put the weights (or the adapter) and the method's own tensors of a checkpoint back into `method`."""
     if isinstance(method.model, PeftModel):
-        set_peft_model_state_dict(method.model, load_peft_weights(str(folder), device="cpu"))
+        adapter = load_peft_weights(str(folder), device="cpu")
+        _check_fit(folder, adapter, get_peft_model_state_dict(method.model))
+        set_peft_model_state_dict(method.model, adapter)
     else:
         model = unwrap(method.model)
         # By way of from_pretrained, which knows shards, tied weights and renamed parameters.
-        model.load_state_dict(_own_weights(type(model), folder, dtype=model.dtype).state_dict())
+        weights = _own_weights(type(model), folder, dtype=model.dtype).state_dict()
+        _check_fit(folder, weights, model.state_dict())
+        model.load_state_dict(weights)
     own = method.extra_state()
     if own:
         saved = _load_tensors(folder, own)
+        _check_fit(folder, {name: saved[name] for name in own}, own)
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(saved[name])
+
+
+def _check_fit(folder: str | Path, saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raise a PivotuneError unless saved tensors are those of the model, in name and shape."""
+    for name in sorted({*saved, *own}):
+        has, needs = (f"shape {tuple(x[name].shape)}" if name in x else "no such tensor" for x in (saved, own))
+        if has != needs:
+            raise PivotuneError(
+                f"{folder}: its weights do not fit this model: {name} has {has} there, and {needs} here. Resume with "
+                "the options it was trained with."
+            )
 
 
 def _load_tensors(folder: str | Path, names: Iterable[str]) -> dict[str, Tensor]:
@@ -719,7 +750,7 @@ def open_tokenizer(path: str | Path, revision: str | None = None) -> Any:
     except PivotuneError:
         raise
     except Exception as error:  # tokenizers raises bare Exceptions
-        raise PivotuneError(f"{path}: its tokenizer cannot be opened: {reason(error)}.") from error
+        raise PivotuneError(f"{path}: its tokenizer cannot be opened: {reason(error)}. Are its files whole?") from error
 
 
 def _source(path: str | Path) -> dict[str, str]:

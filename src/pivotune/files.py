@@ -93,7 +93,8 @@ def read_json(path: str | Path) -> Any:
     except OSError as error:
         raise PivotuneError(f"{path}: cannot be read: {reason(error)}.") from error
     except ValueError as error:
-        raise PivotuneError(f"{path}:{getattr(error, 'lineno', 1)}: is not valid JSON: {error}.") from error
+        place = f"{path}:{getattr(error, 'lineno', 1)}"
+        raise PivotuneError(f"{place}: is not valid JSON, as if damaged or not written to its end: {error}.") from error
 
 
 def make_folder(folder: Path) -> None:
@@ -121,6 +122,8 @@ def reason(error: BaseException) -> str:
     """Why something failed, in one line: what the system says, else the first line of the error."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 

@@ -430,7 +430,7 @@ def _encode(encoder: PromptEncoder, questions: Sequence[Question], rows_of_table
     ]
     encoded = [one.prompt_ids for one in encoder.tokenize(rendered)]
     for one, ids in zip(rendered, encoded, strict=True):
-        check_ids(rows_of_table, ids, encoder.tokenizer, one.where)
+        check_ids(rows_of_table, ids, one.where, encoder.tokenizer)
     return encoded
 
 

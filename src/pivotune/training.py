@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import logging
 import math
 import random
@@ -22,15 +21,23 @@ from typing import Any
 
 import datasets
 import torch
-from accelerate.utils import broadcast_object_list
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers import Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import SaveStrategy
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import (
+    IntervalStrategy,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import SaveStrategy, TrainOutput
 
-from pivotune import checkpoint, tokens
-from pivotune.config import HIDDEN, LoraOptions, RunConfig
+from pivotune import checkpoint, finite, resume, tokens
+from pivotune.config import FLOAT16_BREAKS, LoraOptions, RunConfig, check_warmup, evaluates, is_on
 from pivotune.connection import TransformMatrix, fit_transform_matrix
 from pivotune.data import (
     Encoded,
@@ -108,6 +115,9 @@ class PivotuneTrainer(Trainer):
         self._window: dict[str, Tensor] = {}  # name -> (sum, count) on this rank since the last log
         self._windows = 0
         self._silent: dict[str, int] = {}  # name -> windows in which it had nothing to say
+        self._untrained: list[Tensor] = []  # checksums of what trains, until a change of it is seen
+        self._check_model()
+        self.add_callback(_AtTheStart(self))
 
     @property
     def method(self) -> Method:
@@ -122,6 +132,16 @@ class PivotuneTrainer(Trainer):
             )
         if self.is_deepspeed_enabled and state.deepspeed_plugin.zero_stage == 3:
             raise PivotuneError("training.deepspeed: ZeRO stage 3 is not supported, use FSDP2 (training.fsdp: true).")
+
+    def _check_model(self) -> None:
+        if not self.is_deepspeed_enabled and any(p.dtype == torch.float16 for p in self._trained().values()):
+            raise PivotuneError(f"model.dtype: float16 {FLOAT16_BREAKS}")
+        metric = self.args.metric_for_best_model
+        names = ["loss", PAIRS, *self.method.weights]
+        if metric and not isinstance(self.eval_dataset, dict) and metric.removeprefix("eval_") not in names:
+            raise PivotuneError(
+                f"training.metric_for_best_model: got {metric!r}; this run evaluates {', '.join(names)}. Choose one."
+            )
 
     # One step ------------------------------------------------------------------------------------------------------
 
@@ -151,6 +171,7 @@ class PivotuneTrainer(Trainer):
             logs.update({name: mean for name, (mean, _) in means.items()})
             self._report(logs["loss"], means)
         super().log(logs, start_time)
+        self.state.log_history[-1] = finite.without_nan(self.state.log_history[-1])  # JSON has none
 
     def _means(self, totals: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
         """Mean and count of each term over all ranks."""
@@ -165,11 +186,8 @@ class PivotuneTrainer(Trainer):
         """Stop at a loss that is no number; warn, once each, about terms that have nothing to say."""
         if not math.isfinite(loss) and not self.args.logging_nan_inf_filter:
             broken = [name for name, (mean, _) in means.items() if not math.isfinite(mean)]
-            raise PivotuneError(
-                f"step {self.state.global_step}: the loss is {loss} (terms that are no number: "
-                f"{', '.join(broken) or 'none, so it is the parameters'}). Lower training.learning_rate, or look at "
-                "the model and its dtype."
-            )
+            terms = f"terms that are no number: {', '.join(broken) or 'none, so it is the parameters'}"
+            raise self._broken(f"the loss is {loss} ({terms})")
         self._windows += 1
         watched = [name for name, weight in self.method.weights.items() if weight]
         watched += [] if isinstance(self.method, SFT) else [PAIRS]
@@ -184,19 +202,141 @@ class PivotuneTrainer(Trainer):
         if self.is_world_process_zero():
             logger.warning(message)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As that of Trainer. `True` resumes from the last good checkpoint of `output_dir`.
+
+        Raises:
+            PivotuneError: no step would be made, or nothing changed in any; a loss, a parameter or an optimizer's state
+                is not finite; the checkpoint is not one of this run; the output is somebody else's, or too small.
+        """
+        _check_batches(self.train_dataset, self.args)
+        folder: Path | None = None
+        if resume_from_checkpoint is True or str(resume_from_checkpoint).lower() == "true":
+            output = str(self.args.output_dir)
+            folder = resume.on_first_process(self.args, lambda: resume.find(True, output))
+        elif resume_from_checkpoint:
+            folder = Path(str(resume_from_checkpoint))
+        if folder is not None:
+            resume.check_state(folder)
+            if self.is_world_process_zero():
+                print(f"The run goes on from {folder}.", flush=True)
+            for difference in resume.compare(folder, checkpoint.read_info(folder), self.describe()):
+                self._warn(difference)
         if self.args.should_save:
-            folder = Path(str(self.args.output_dir))
-            checkpoint.claim("output", folder)
-            saves = self.args.save_strategy != SaveStrategy.NO
-            try:  # the result, and a checkpoint beside it
-                checkpoint.check_space(folder, self._bytes() + (self._bytes(optimizer=True) if saves else 0))
-            except OSError as error:
-                raise PivotuneError(f"output: {folder} is too small: {reason(error)}. Make room first.") from error
-        result = super().train(*args, **kwargs)
+            self._check_output()
+        try:
+            result = super().train(None if folder is None else str(folder), *args, **kwargs)
+        except _NoStepLeft:
+            result = self._end_without_a_step()
+        else:
+            self._check_numbers()
+            self._check_change()
         for name, windows in self._silent.items():
             self._warn(f"In {windows} of {self._windows} logging windows {_silence(name, 1)}.")
+        if is_on(self.args.eval_strategy) and not any("eval_loss" in entry for entry in self.state.log_history):
+            self._warn("No evaluation was due in so short a run: lower training.eval_steps or training.eval_delay.")
         return result
+
+    def _check_output(self) -> None:
+        """Raise a PivotuneError where the output is somebody else's, or has no room for a result and a checkpoint."""
+        folder = Path(str(self.args.output_dir))
+        checkpoint.claim("output", folder)
+        saves = self.args.save_strategy != SaveStrategy.NO
+        try:
+            checkpoint.check_space(folder, self._bytes() + (self._bytes(optimizer=True) if saves else 0))
+        except OSError as error:
+            raise PivotuneError(f"output: {folder} is too small: {reason(error)}. Make room first.") from error
+
+    # Whether it trains, and with numbers ---------------------------------------------------------------------------
+
+    def _trained(self) -> dict[str, Tensor]:
+        """Parameters that train, by the names they have in the model."""
+        named = self.method.named_parameters()
+        return {name.removeprefix("model."): parameter for name, parameter in named if parameter.requires_grad}
+
+    def _start(self) -> None:
+        """When all is loaded and no step made: raise a PivotuneError where the run cannot go well."""
+        done, steps = self.state.global_step, self.state.max_steps
+        wrong = finite.broken_names(self.method.named_parameters(), self._sum)
+        if self._optimizer_is_broken():
+            wrong.append("the optimizer's state")
+        if wrong:
+            raise PivotuneError(
+                f"before the first step: NaN or infinity in {finite.listed(wrong)}. Use a sound model or checkpoint."
+            )
+        if done > steps or steps < 1:
+            raise PivotuneError(
+                f"training.max_steps, training.num_train_epochs: make {steps} steps, and {done} are done. Raise them."
+            )
+        if done == steps:
+            raise _NoStepLeft
+        check_warmup(self.args, steps)
+        if not done:  # of a resumed run, the last few steps may be too small to see
+            self._untrained = finite.checksums(self._trained().values())
+
+    def _end_without_a_step(self) -> TrainOutput:
+        steps = self.state.global_step
+        self._warn(f"{steps} of {steps} steps are done, so no step is left to train. For more, {_MORE_STEPS}.")
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.is_in_train = False
+        return TrainOutput(steps, 0.0, {})
+
+    def _check_numbers(self, optimizer: bool = False) -> None:
+        """Raise a PivotuneError, on all ranks, where a loss since the last log or something that trains is not finite.
+
+        One pass over the parameters, and over the optimizer's state where that is to be saved.
+        """
+        wrong = [] if self.args.logging_nan_inf_filter else finite.broken_names(self._window.items(), self._sum)
+        wrong += finite.broken_names(self._trained().items(), self._sum)
+        if optimizer and self._optimizer_is_broken():
+            wrong.append("the optimizer's state")
+        if wrong:
+            raise self._broken(f"NaN or infinity in {finite.listed(wrong)}")
+
+    def _check_change(self) -> None:
+        """Raise a PivotuneError, on all ranks, where not a bit of anything that trains has changed since the start."""
+        if not self._untrained:
+            return
+        now = finite.checksums(self._trained().values())
+        changed = torch.stack([a != b for a, b in zip(self._untrained, now, strict=True)]).any()
+        if not self._sum(changed.int()[None]).item():
+            dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in self._trained().values()}
+            raise PivotuneError(
+                f"step {self.state.global_step}: not a bit of any parameter has changed, so nothing is trained. Raise "
+                f"training.learning_rate ({self.args.learning_rate:g}), whose updates may be too small for weights in "
+                f"{', '.join(sorted(dtypes))}, and look at its schedule (a warm-up begins at 0; training.fp16 may skip "
+                "the first steps) and at the answers (is the term lm above 0?)."
+            )
+        self._untrained = []
+
+    def _optimizer_is_broken(self) -> bool:
+        if self.optimizer is None or self.is_deepspeed_enabled:
+            return False
+        kept = (value for state in self.optimizer.state.values() for value in state.values())
+        found = finite.any_broken((value for value in kept if torch.is_tensor(value)), self.args.device)
+        return bool(self._sum(found.int()[None]).item())  # one flag: ranks may differ in what they keep
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Over all ranks."""
+        summed: Any = self.accelerator.reduce(values.to(self.args.device), "sum")
+        return summed
+
+    def _broken(self, what: str) -> PivotuneError:
+        """The error for numbers that broke in training: where, what, the likely option, and how to go on."""
+        args, step = self.args, self.state.global_step
+        if args.fp16:
+            fix = "use training.bf16, whose numbers reach farther than those of training.fp16"
+        elif not args.max_grad_norm:
+            fix = f"set training.max_grad_norm (1.0 is usual), or lower training.learning_rate ({args.learning_rate:g})"
+        else:
+            fix = f"lower training.learning_rate ({args.learning_rate:g})"
+        if step <= 1:
+            fix += ", or look at the model, its dtype and the data"
+        last = checkpoint.last_complete_checkpoint(str(args.output_dir))
+        go_on = "" if last is None else f" The last good checkpoint is {last} (training.resume_from_checkpoint: true)."
+        return PivotuneError(f"step {step}: {what}. Nothing of it is saved. To mend it, {fix}.{go_on}")
 
     # Evaluation ----------------------------------------------------------------------------------------------------
 
@@ -219,6 +359,9 @@ class PivotuneTrainer(Trainer):
         output: Any = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         means = {name: mean for name, (mean, _) in self._means(self._evaluated).items()}
         loss = sum(weight * means[name] for name, weight in self.method.weights.items())
+        if not math.isfinite(loss):
+            broken = ", ".join(name for name, mean in means.items() if not math.isfinite(mean))
+            raise self._broken(f"{metric_key_prefix}_loss is {loss} (terms that are no number: {broken})")
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in {"loss": loss, **means}.items()})
         return output._replace(num_samples=dataloader.dataset.examples)
 
@@ -234,9 +377,11 @@ class PivotuneTrainer(Trainer):
         """Write the run folder: all of it, or nothing. Every rank has to call this.
 
         Raises:
-            PivotuneError: the folder holds what is not of a run, or cannot be written; the message then says where the
-                trained weights are instead.
+            PivotuneError: a parameter, or a loss since the last log, is not finite; the folder holds what is not of a
+                run; or it cannot be written, and then the message says where the trained weights are instead.
         """
+        if not _internal_call:
+            self._check_numbers()
         if _internal_call and not self.is_fsdp_enabled:  # a checkpoint
             super().save_model(output_dir, _internal_call=True)
             return
@@ -257,8 +402,7 @@ class PivotuneTrainer(Trainer):
         matrix = None if self.transform_matrix is None else self.transform_matrix.weight
         with checkpoint.written_at_once(folder) as unfinished:
             checkpoint.write_model(unfinished, self.method, self.processing_class, state_dict, matrix)
-            log = json.dumps(self.state.log_history, indent=1)
-            (unfinished / "training_log.json").write_text(log + "\n", encoding="utf-8")
+            checkpoint.write_json(unfinished / "training_log.json", self.state.log_history)
             checkpoint.mark_complete(unfinished, self.describe())
 
     def _bytes(self, *, optimizer: bool = False) -> int:
@@ -318,7 +462,9 @@ class PivotuneTrainer(Trainer):
         """What `pivotune.json` says."""
         terms = {"terms": self.term_summary, "steps": self.state.global_step}
         matrix = {} if self.transform_matrix is None else {"transform_matrix": self.transform_matrix.report}
-        return checkpoint.describe(self.method, **self._info, **terms, **matrix)
+        sharding = "fsdp" if self.is_fsdp_enabled else "deepspeed" if self.is_deepspeed_enabled else None
+        known = {"adapter": isinstance(self.method.model, PeftModel), "sharding": sharding, **self._info}
+        return checkpoint.describe(self.method, **known, **resume.training_record(self.args), **terms, **matrix)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:
@@ -326,6 +472,7 @@ class PivotuneTrainer(Trainer):
             checkpoint.write_model(folder, self.method, self.processing_class, state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._check_numbers(optimizer=True)
         # Older checkpoints go only when this one is complete on all ranks.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         folder = self._get_output_dir(trial=trial)
@@ -339,21 +486,10 @@ class PivotuneTrainer(Trainer):
                 self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            new = Path(folder, f"checkpoint-{self.state.global_step}")
             with self._kept_elsewhere(new.name, new.parent, half=new):
                 checkpoint.mark_complete(new, self.describe())
-            checkpoint.remove_old_checkpoints(folder, limit, self.state.best_model_checkpoint)
-
-    def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
-        try:
-            super()._load_optimizer_and_scheduler(folder)
-        except Exception as error:  # whatever a damaged file makes of it
-            raise checkpoint.unusable(Path(str(folder)), f"its optimizer's state: {reason(error)}") from error
-
-    def _load_rng_state(self, folder: str | None) -> None:
-        try:
-            super()._load_rng_state(folder)
-        except Exception as error:  # whatever a damaged file makes of it
-            raise checkpoint.unusable(Path(str(folder)), f"its random numbers' state: {reason(error)}") from error
+            checkpoint.remove_old_checkpoints(folder, limit, self.state.best_model_checkpoint, new)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -361,11 +497,51 @@ class PivotuneTrainer(Trainer):
         else:
             checkpoint.restore(self.method, resume_from_checkpoint)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """A learning rate that was changed takes effect: the optimizer's and the scheduler's state hold the old one."""
+        rates = list(getattr(self.lr_scheduler, "base_lrs", []))
+        super()._load_optimizer_and_scheduler(checkpoint)
+        scheduler = self.lr_scheduler
+        if checkpoint is None or not isinstance(scheduler, LambdaLR) or scheduler.base_lrs == rates:
+            return
+        scheduler.base_lrs = rates
+        optimizer: Any = self.optimizer
+        for group, rate, factor in zip(optimizer.param_groups, rates, scheduler.lr_lambdas, strict=True):
+            group["initial_lr"], group["lr"] = rate, rate * factor(scheduler.last_epoch)
+
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
             checkpoint.restore(self.method, str(self.state.best_model_checkpoint))
+
+
+def _check_batches(rows: Any, args: TrainingArguments) -> None:
+    """Raise a PivotuneError where an epoch would have no batch for some rank."""
+    if not hasattr(rows, "__len__"):
+        return
+    if not len(rows):
+        raise PivotuneError("train_dataset: is empty, so nothing would be trained.")
+    batch, ranks = args.per_device_train_batch_size, args.world_size
+    if args.dataloader_drop_last and len(rows) < batch * ranks:
+        raise PivotuneError(
+            f"training.dataloader_drop_last: leaves nothing of {len(rows)} rows, which are fewer than one batch "
+            f"(training.per_device_train_batch_size: {batch}, ranks: {ranks}). Lower the batch size or drop the option."
+        )
+
+
+class _NoStepLeft(Exception):
+    """A checkpoint to go on from has all of the run's steps."""
+
+
+class _AtTheStart(TrainerCallback):
+    def __init__(self, trainer: PivotuneTrainer):
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer._start()
 
 
 def _accumulate(totals: dict[str, Tensor], batch: Batch, output: MethodOutput) -> None:
@@ -422,23 +598,31 @@ def train(config: RunConfig) -> Path:
     """
     config.check()
     _check_model(config)
-    args = copy.copy(config.training)
-    args.output_dir = config.output
-    checkpoint.check_output("output", config.output)
+    args = _arguments(config)
     checkpoint.check_apart("output", config.output, config.model.path)
-    resume = _resume(args.resume_from_checkpoint, Path(config.output))
-    _check_resumed(Path(config.output), resume)
+    checkpoint.check_output("output", config.output)
+    begun = resume.on_first_process(args, lambda: resume.find(args.resume_from_checkpoint, config.output))
     if not args.should_save:
-        return _train(config, args, resume)
+        return _train(config, args, begun)
     with locked("output", Path(config.output)):
         checkpoint.claim("output", config.output)
         try:
-            return _train(config, args, resume)
+            return _train(config, args, begun)
         finally:
             checkpoint.unclaim(config.output)
 
 
-def _train(config: RunConfig, args: TrainingArguments, resume: str | None) -> Path:
+def _train(config: RunConfig, args: TrainingArguments, begun: Path | None) -> Path:
+    record = {} if begun is None else checkpoint.read_info(begun)
+    info: dict[str, Any] = {
+        "base_model": _resolved(config.model.path),
+        "revision": config.model.revision,
+        "base_digest": resume.base_digest(config.model.path, config.model.revision),
+        "lora": dataclasses.asdict(config.lora),
+        "data": dataclasses.asdict(config.data),
+    }
+    if begun is not None:
+        resume.compare(begun, record, {**info, **resume.options_record(config, args)})
     set_seed(args.seed)  # adapters and the Decision Maker start the same on every rank
 
     tokenizer = checkpoint.open_tokenizer(config.model.path, config.model.revision)
@@ -449,26 +633,36 @@ def _train(config: RunConfig, args: TrainingArguments, resume: str | None) -> Pa
             f"data.train: no example has an English counterpart, and method: {config.method} learns from them. Add the "
             "field 'english' to the rows, or use method: sft."
         )
+    if config.connects and report.pairs.total() < 2:
+        raise PivotuneError(
+            f"data.train: one example has an English counterpart, but method: {config.method} needs 2 at least (some "
+            "1000 are usual) to fit its Transform Matrix. Add the field 'english' to more rows."
+        )
+    _check_batches(rows, args)
+    info["rows_digest"] = resume.rows_digest(rows)
+    if begun is not None:
+        now = {**info, **resume.options_record(config, args)}
+        resume.compare(begun, record, now)
+        if _is_finished(config, now):
+            if args.process_index == 0:
+                print(f"{config.output} is complete, and no step is left. To go on, {_MORE_STEPS}.", flush=True)
+            return Path(config.output)
+        resume.check_state(begun)
     eval_rows = None
-    if config.data.eval is not None:
+    if config.data.eval is not None and evaluates(args):
         eval_rows, _, _ = _tokenised(config, "eval", config.data.eval, tokenizer)
     model = _load_model(config)
     _fit(config, model, tokenizer, report, rows, eval_rows)
     automatic = _automatic_layers(config)
-    config, choice, layers = _with_layers(config, model, rows, args, resume)
+    config, choice, layers = _with_layers(config, model, rows, args, record)
     method = build_method(config, model)
 
     collator = ParallelCollator.for_tokenizer(tokenizer)
-    info = {
-        "base_model": _resolved(config.model.path),
-        "revision": config.model.revision,
+    info |= {
         "adapter": config.lora.r > 0,
         "prompt_style": style,
-        "data": dataclasses.asdict(config.data),
         "rows": dict(report.rows),
         "pairs": dict(report.pairs),
-        "lora": dataclasses.asdict(config.lora),
-        "training": {k: v for k, v in args.to_dict().items() if v is not None and k not in HIDDEN},
         **({} if layers is None else {"layers": layers, "automatic_layers": automatic}),
     }
     try:
@@ -485,7 +679,14 @@ def _train(config: RunConfig, args: TrainingArguments, resume: str | None) -> Pa
         raise error if isinstance(error, PivotuneError) else PivotuneError(f"training: {error}") from error
     if choice is not None:
         write_choice(choice, Path(config.output, "layers"), title=Path(config.model.path).name)
-    trainer.train(resume_from_checkpoint=resume)
+    try:
+        trainer.train(None if begun is None else str(begun))
+    except KeyboardInterrupt:
+        last = checkpoint.last_complete_checkpoint(config.output)
+        go_on = "no checkpoint had been written" if last is None else f"{last} is complete: {_GO_ON}"
+        if args.process_index == 0:
+            logger.warning("Interrupted at step %d; %s.", trainer.state.global_step, go_on)
+        raise
     trained = trainer.method
     if isinstance(trained, CCTuning):
         try:
@@ -499,6 +700,39 @@ def _train(config: RunConfig, args: TrainingArguments, resume: str | None) -> Pa
     else:
         trainer.save_model()
     return Path(config.output)
+
+
+_MORE_STEPS = "raise training.max_steps or training.num_train_epochs"
+_GO_ON = "go on from it with --training.resume_from_checkpoint true"
+
+
+def _arguments(config: RunConfig) -> TrainingArguments:
+    """Those of the configuration; with data.eval and no word about when, each epoch is evaluated."""
+    args = copy.copy(config.training)
+    args.output_dir = config.output
+    if config.data.eval is not None and not evaluates(args):
+        if getattr(args, "eval_is_left_open", False):
+            args.eval_strategy, args.do_eval = IntervalStrategy.EPOCH, True
+        elif args.process_index == 0:
+            logger.warning("data.eval: is not used, because training.eval_strategy is no.")
+    if config.supervises and args.process_index == 0:
+        options = config.deep_supervision
+        signals = {"conversion": options.language_conversion, "thinking": options.english_thinking}
+        if not any(getattr(options, f"{name}_weight") for name, signal in signals.items() if signal != "off"):
+            logger.warning(
+                "deep_supervision: its weights are 0, so its terms are measured and not trained, as with method: %s.",
+                "cc_tuning" if config.connects else "sft",
+            )
+    return args
+
+
+def _is_finished(config: RunConfig, now: dict[str, Any]) -> bool:
+    """Whether the folder of a run that is resumed holds all that these options ask for."""
+    if not checkpoint.is_complete(config.output):
+        return False
+    then = checkpoint.read_info(config.output)
+    whole = not config.connects or "transform_matrix" in then
+    return whole and resume.unchanged(then, now, (*resume.LENGTH, *resume.AFTER_TRAINING))
 
 
 def build_method(config: RunConfig, model: nn.Module) -> Method:
@@ -518,38 +752,30 @@ def _automatic_layers(config: RunConfig) -> list[str]:
 
 
 def _with_layers(
-    config: RunConfig, model: nn.Module, rows: datasets.Dataset, args: TrainingArguments, resume: str | None
+    config: RunConfig, model: nn.Module, rows: datasets.Dataset, args: TrainingArguments, record: dict[str, Any]
 ) -> tuple[RunConfig, LayerChoice | None, dict[str, Any] | None]:
     """The configuration with numbers for layers that are `auto`; the choice, where this process made it; its record.
 
-    A resumed run keeps the layers of its checkpoint.
+    A resumed run keeps the layers of its checkpoint, whose record this is.
     """
     options = config.deep_supervision
     signals = {"conversion_layer": options.language_conversion, "thinking_layer": options.english_thinking}
     automatic = _automatic_layers(config)
     if not config.supervises or not any(signals[name] != "off" for name in automatic):
         return config, None, None
-    choice: LayerChoice | None = None
-    info = {} if resume is None else checkpoint.read_info(resume)
-    if "deep_supervision" in info:
-        found, record = info["deep_supervision"], info.get("layers")
+    choices: list[LayerChoice] = []
+
+    def choose() -> dict[str, Any]:
+        choices.append(_choose_layers(model, rows, args))
+        print(table(choices[0]), flush=True)
+        return choices[0].as_dict()
+
+    if "deep_supervision" in record:
+        found, chosen_layers = record["deep_supervision"], record.get("layers")
     else:
-        answers: list[Any] = [None]
-        failure: Exception | None = None
-        if args.process_index == 0:
-            try:
-                choice = _choose_layers(model, rows, args)
-                answers = [choice.as_dict()]
-                print(table(choice), flush=True)
-            except Exception as error:
-                failure, answers = error, [str(error)]
-        if args.world_size > 1:  # the other processes wait for an answer, also for a bad one
-            broadcast_object_list(answers)
-        if isinstance(answers[0], str):
-            raise failure or PivotuneError(answers[0])
-        found = record = answers[0]
+        found = chosen_layers = resume.on_first_process(args, choose)
     chosen = dataclasses.replace(options, **{name: found[name] for name in automatic})
-    return dataclasses.replace(config, deep_supervision=chosen), choice, record
+    return dataclasses.replace(config, deep_supervision=chosen), choices[0] if choices else None, chosen_layers
 
 
 def _choose_layers(model: nn.Module, rows: datasets.Dataset, args: TrainingArguments) -> LayerChoice:
@@ -626,6 +852,7 @@ def _load_model(config: RunConfig) -> nn.Module:
             "transformers refuses to save. The run leaves it out.",
             *(config.model.path, ", ".join(idle)),
         )
+    finite.check_finite(f"model.path: {config.model.path}", model.named_parameters())
     return _with_adapters(model, config.lora) if config.lora.r else model
 
 
@@ -637,6 +864,11 @@ def _with_adapters(model: Any, options: LoraOptions) -> nn.Module:
         lora_dropout=options.dropout,
         target_modules=options.target_modules,
     )
+    layers = [name for name, parameter in model.named_parameters() if parameter.dim() == 2]
+    for wanted in [] if isinstance(options.target_modules, str) else options.target_modules:
+        if not any(f".{layer}".endswith(f".{wanted}.weight") for layer in layers):
+            found = ", ".join(sorted({layer.split(".")[-2] for layer in layers}))
+            raise PivotuneError(f"lora.target_modules: no layer is named {wanted!r}; the model has {found}.")
     try:
         adapted = get_peft_model(model, adapter)
     except (ValueError, re.error) as error:
@@ -696,37 +928,6 @@ def _style_of(examples: Iterable[ParallelExample], tokenizer: Any, style: str) -
     encoder = PromptEncoder(tokenizer, style)
     found = {encoder.style_of(one.text) for one in examples}
     return found.pop() if len(found) == 1 else style
-
-
-def _resume(asked: str | bool | None, folder: Path) -> str | None:
-    """The checkpoint to go on from; None begins a new run, whose folder must not hold another one."""
-    if str(asked).lower() in ("none", "false", "null", ""):
-        if checkpoint.is_complete(folder) or any(folder.glob("checkpoint-*")):
-            raise PivotuneError(
-                f"output: {folder} already holds a run. Choose another folder, remove it, or continue it with "
-                "training.resume_from_checkpoint: true."
-            )
-        return None
-    if str(asked).lower() == "true":
-        last = checkpoint.last_complete_checkpoint(folder)
-        if last is None:
-            logger.warning(
-                "training.resume_from_checkpoint: %s has no complete checkpoint; training begins anew.", folder
-            )
-        return None if last is None else str(last)
-    if not checkpoint.is_complete(str(asked)):
-        raise PivotuneError(f"training.resume_from_checkpoint: {asked} is not a complete checkpoint.")
-    return str(asked)
-
-
-def _check_resumed(folder: Path, resume: str | None) -> None:
-    """Raise a PivotuneError where going on would replace another run, or the checkpoint is damaged."""
-    if resume is not None:
-        checkpoint.check_state(resume)
-    taken = checkpoint.is_complete(folder) or checkpoint.last_complete_checkpoint(folder) is not None
-    if taken and (resume is None or Path(resume).resolve().parent != folder.resolve()):
-        what = "and no checkpoint to go on from" if resume is None else f"which {resume} is no checkpoint of"
-        raise PivotuneError(f"output: {folder} holds a run, {what}. Choose another folder, or remove it.")
 
 
 def _resolved(path: str) -> str:
