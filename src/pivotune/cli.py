@@ -351,7 +351,7 @@ def _split(
 
 
 def _set(given: dict[str, Any], name: str, known: str, node: Node, kind: Any, where: str) -> None:
-    """Put an option's value into `given`; where `name` is `known` with a tail, that key into the option's mapping."""
+    """Put a value into `given`; where `name` is `known` with a tail, as that key of the option's mapping."""
     from pivotune.options import kind_inside, read_value
 
     if name == known:

@@ -7,11 +7,11 @@ from itertools import product
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from pivotune.objectives.deep_supervision import objective as module
 
 from pivotune.errors import PivotuneError
 from pivotune.method import Method
 from pivotune.objectives import DeepSupervisionConfig
+from pivotune.objectives.deep_supervision import objective as module
 from tests.batches import Example, Text, collate, random_batch, without_labels
 from tests.families import FAMILIES, tiny
 from tests.reference.compare import assert_gradients, assert_terms, gradients, loss_of

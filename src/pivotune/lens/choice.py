@@ -16,6 +16,7 @@ from torch import nn
 
 from pivotune.data import Encoded, ParallelExample, PromptEncoder, Text
 from pivotune.data.examples import is_among, is_english
+from pivotune.data.languages import read_languages
 from pivotune.data.prompts import prompt_only
 from pivotune.errors import PivotuneError, check_number
 from pivotune.files import make_folder, write_text
@@ -60,6 +61,8 @@ def choose_layers(
         >>> choice = pivotune.lens.choose_layers(model, tokenizer, examples, language="zh")
         >>> DeepSupervisionConfig(conversion_layer=choice.conversion_layer, thinking_layer=choice.thinking_layer)
     """
+    if language is not None:
+        (language,) = read_languages("language", [language])
     target, english = _drawn(examples, language, limit, seed)
     encoder = PromptEncoder(tokenizer, style)
     pairs = [(one.english, one.where) for one in target if one.english is not None]
