@@ -35,7 +35,6 @@ from pivotune.evaluation.likelihood import PivotuneLM
 from pivotune.lab.base import base_path
 from pivotune.lab.world import World
 from pivotune.objectives import CCTuningConfig
-from pivotune.objectives.cc_tuning import LinearConnection
 from pivotune.tables import table
 
 ONE_BY_ONE, PRODUCT, READING = "one by one", "matrix product", "matrix-vector product"
@@ -100,8 +99,8 @@ def _connectable(run: Run) -> Run:
     """The base with a connection. Its matrix is zero: as much work as any other, and the answers stay as they are."""
     config = run.model.config
     d, L = config.hidden_size, config.num_hidden_layers
-    tensors = {"decision_maker.weight": torch.randn(L, d), "transform_matrix": torch.zeros(d, d)}
-    return replace(run, info={"cc_tuning": asdict(CCTuningConfig())}, tensors=tensors)
+    tensors = {"cc_tuning.decision_maker.weight": torch.randn(L, d), "cc_tuning.transform_matrix": torch.zeros(d, d)}
+    return replace(run, info={"objectives": {"cc_tuning": asdict(CCTuningConfig())}}, tensors=tensors)
 
 
 # Who answers -------------------------------------------------------------------------------------------------------
@@ -126,9 +125,7 @@ def _speaking(run: Run, items: Sequence[Item], mode: str, max_new_tokens: int) -
     model, tokenizer = run.model, run.tokenizer
     disconnect(model)
     if mode != "none":
-        trained = run.connection_tensors()
-        assert trained is not None
-        connect(model, LinearConnection(model, *trained), mode)
+        connect(model, run.connections["cc_tuning"], mode)
     options: dict[str, Any] = {"connection": mode, "max_new_tokens": max_new_tokens}
     engines = {batch: GenerationEngine(model, tokenizer, batch_size=batch, **options) for batch in BATCHES}
     room = model.config.max_position_embeddings - max_new_tokens

@@ -382,9 +382,7 @@ class _Last:
 
 def connections(run: Any, lab: Lab) -> dict[str, Given]:
     """A connected model without English, with its matrix, with the English question, and with that of another one."""
-    trained_parts = run.connection_tensors()
-    assert trained_parts is not None
-    connect(run.model, LinearConnection(run.model, *trained_parts), "none")
+    connect(run.model, run.connections["cc_tuning"], "none")
     own = {language: _records(lab, language) for language in lab.languages}
     other = {language: shuffled(records, seed=0) for language, records in own.items()}
     modes: dict[str, tuple[Any, Mapping[str, Sequence[Record]]]] = {
@@ -404,10 +402,8 @@ def matrices(run: Any, lab: Lab) -> dict[str, dict[str, Any]]:
 
     Those fitted on the very questions asked know what no user has. They bound what a linear map can lend.
     """
-    trained_parts = run.connection_tensors()
-    assert trained_parts is not None
-    config, decision_maker, _ = trained_parts
-    plain = LinearConnection(run.model, config, decision_maker)
+    plain = run.connections["cc_tuning"]
+    config, decision_maker = plain.config, plain.decision_maker.weight
     asked = {language: _records(lab, language) for language in lab.languages}
     records = {
         split: {language: list(lab.task.examples(split, language)) for language in lab.languages}

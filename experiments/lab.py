@@ -295,7 +295,7 @@ class Layers(Grid):
     def __init__(self, lab: Lab, options: argparse.Namespace):
         super().__init__(lab, options)
         setting = by_name(options.of)
-        if setting.method != "deep_supervision":
+        if setting.deep_supervision is None or setting.cc_tuning is not None:
             raise PivotuneError(f"of: got {options.of!r}, which supervises no layer alone. Choose another row.")
         pairs = layer_pairs(setting, lab.num_layers)
         self.settings = {pair: row for pair, row in pairs.items() if not options.rows or row.name in options.rows}

@@ -25,7 +25,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
-from pivotune.lens.calibration import SupervisionMeasure
 from transformers.utils import logging
 
 from experiments import results, statistics
@@ -39,6 +38,7 @@ from pivotune.lab.base import base_path
 from pivotune.lab.settings import EPOCHS, MAX_LENGTH, STYLE, TFT, by_name
 from pivotune.lens.reading import Measure, PairStream, read
 from pivotune.lens.similarity import SimilarityMeasure
+from pivotune.objectives.deep_supervision.measure import SupervisionMeasure
 from pivotune.plotting import language_name
 from pivotune.tables import table
 from pivotune.taps import evaluating

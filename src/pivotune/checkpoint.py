@@ -2,7 +2,7 @@
 
     config.json, model.safetensors, ...       or adapter_config.json, adapter_model.safetensors
     tokenizer.json, ...
-    pivotune.safetensors                      the objectives' own tensors, by objective: cc_tuning.decision_maker.weight
+    pivotune.safetensors                      the objectives' own tensors, by objective: NAME.tensor
     pivotune.json                             objectives and options, base model, versions, results; written LAST: it is
                                               the mark of a complete folder
 
@@ -89,7 +89,7 @@ def describe(method: Method, **more: Any) -> dict[str, Any]:
 
 
 def _own_tensors(method: Method, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The objectives' tensors as they are saved: {"cc_tuning.decision_maker.weight": ...}.
+    """The objectives' tensors as they are saved, by names that begin with that of their objective.
 
     Args:
         state_dict: of the method, gathered from all ranks; the method's own where None.
@@ -379,7 +379,7 @@ class Run:
         return Together(made) if len(made) > 1 else next(iter(made), None)
 
 
-def connection_modes(info: dict[str, Any]) -> tuple[str, ...]:
+def connection_modes(info: Mapping[str, Any]) -> tuple[str, ...]:
     """How the run of this `pivotune.json` can be connected, the default first; known without opening the model."""
     modes: dict[str, None] = {}
     for name in info.get("objectives", {}):

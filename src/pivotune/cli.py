@@ -128,9 +128,7 @@ def _train(name: str, arguments: list[str]) -> None:
     for file in [*files, *words.pop("config", [])]:
         if not (file.endswith((".yaml", ".yml", ".json")) or Path(file).is_file()):
             raise PivotuneError(f"command line: {file!r} belongs to no option and is no YAML file.")
-        for option, (node, where) in read_file(file, configuration.is_group).items():
-            if configuration.is_group(option) and option not in kinds:
-                continue
+        for option, (node, where) in read_file(file, configuration.is_group, configuration.objectives).items():
             known = _known(option, kinds, reasons, where)
             _set(given, option, known, node, kinds[known], f"{where}: {option}")
     shows = read_value(from_words(words.pop("print_config", ["false"]), bool), bool, "print_config")

@@ -202,18 +202,17 @@ class RunConfig:
         output: the run folder to write; checkpoints go into it too.
         model: the model to fine-tune.
         data: the examples.
-        objectives: options of each objective beside the ordinary loss, in any order; none for plain fine-tuning. In a
-            YAML file each has a section of its own name.
+        objectives: options of each objective beside the ordinary loss, in any order (`pivotune.objectives`); none for
+            plain fine-tuning. In a YAML file each has a section of its own name.
         lora: low-rank adapters instead of full fine-tuning.
         training: options of transformers.TrainingArguments.
 
     Example:
-        >>> from pivotune import DataConfig, DeepSupervisionConfig, ModelConfig, RunConfig, TrainingOptions
+        >>> from pivotune import DataConfig, ModelConfig, RunConfig, TrainingOptions
         >>> from pivotune.training import train
         >>> run = train(RunConfig(
         ...     output="runs/zh",
         ...     model=ModelConfig("meta-llama/Llama-2-7b-hf"), data=DataConfig("zh.jsonl"),
-        ...     objectives=[DeepSupervisionConfig(conversion_layer=2, thinking_layer=15)],
         ...     training=TrainingOptions(learning_rate=2e-5, num_train_epochs=3),
         ... ))
     """
@@ -233,9 +232,7 @@ class RunConfig:
     def check(self) -> None:
         """Raise a PivotuneError for options that contradict each other or would have no effect."""
         if self.model.dtype not in get_args(Dtype):
-            raise PivotuneError(
-                f"model.dtype: got {self.model.dtype!r}; choose one of {', '.join(get_args(Dtype))}."
-            )
+            raise PivotuneError(f"model.dtype: got {self.model.dtype!r}; choose one of {', '.join(get_args(Dtype))}.")
         if len(self.by_name) < len(self.objectives):
             raise PivotuneError("objectives: the same objective is given twice; give it once.")
         check_number(

@@ -44,8 +44,8 @@ class Method(nn.Module):
 
     Args:
         model: a causal LM that `pivotune.anatomy` knows, possibly wrapped by PEFT.
-        objectives: options of each, such as `DeepSupervisionConfig(...)`, at most one of a kind, in any order; none for
-            plain fine-tuning.
+        objectives: options of each (`pivotune.objectives`), at most one of a kind, in any order; none for plain
+            fine-tuning.
 
     Attributes:
         objectives: by name, in the order of `pivotune.objectives.OBJECTIVES`.
@@ -54,9 +54,9 @@ class Method(nn.Module):
         PivotuneError: an option that does not fit the model, or two of a kind.
 
     Example:
-        >>> method = Method(model, [DeepSupervisionConfig(conversion_layer=2, thinking_layer=15), CCTuningConfig()])
+        >>> method = Method(model)
         >>> output = method(batch)
-        >>> output["loss"].backward(); output["terms"]["english_thinking"]
+        >>> output["loss"].backward(); output["terms"]["lm"]
     """
 
     accepts_loss_kwargs = True  # tells transformers.Trainer that the loss is already normalised over the window

@@ -13,7 +13,7 @@ import enum
 import math
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -261,15 +261,15 @@ def _compose(text: str) -> Node:
 # A YAML file -------------------------------------------------------------------------------------------------------
 
 
-def read_file(path: str | Path, is_group: Callable[[str], bool]) -> dict[str, tuple[Node, str]]:
+def read_file(
+    path: str | Path, is_group: Callable[[str], bool], switches: Collection[str] = ()
+) -> dict[str, tuple[Node, str]]:
     """The options of a YAML file by their dotted names, each with its value and its place (file:line).
-
-    A group of options that the file has is an option itself, whose value is true; or what the file says, of true and
-    false.
 
     Args:
         path: in UTF-8, or in UTF-16 with a byte order mark.
         is_group: whether this name is one of a group of options.
+        switches: groups that are options themselves: true where the file has them, unless it says false.
 
     Raises:
         PivotuneError: the file cannot be read, is no YAML, or sets an option twice.
@@ -291,12 +291,13 @@ def read_file(path: str | Path, is_group: Callable[[str], bool]) -> dict[str, tu
                 raise PivotuneError(f"{where}: {name} is set a second time. Keep one of the two.")
             if not is_group(name):
                 found[name] = value, where
+            elif name in switches and isinstance(value, ScalarNode) and value.value.strip().lower() in _TRUE + _FALSE:
+                found[name] = value, where
             elif isinstance(value, MappingNode) or _is_nothing(value):
-                found[name] = yaml.ScalarNode("tag:yaml.org,2002:bool", "true"), where  # the group is there
+                if name in switches:
+                    found[name] = _scalar("true"), where
                 if isinstance(value, MappingNode):
                     walk(value, f"{name}.")
-            elif is_switch(_plain(value)):
-                found[name] = value, where
             else:
                 raise PivotuneError(f"{where}: {name} is a group of options, but its value is {_plain(value)!r}.")
 

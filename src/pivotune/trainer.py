@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -443,9 +443,11 @@ class PivotuneTrainer(Trainer):
 
     def after_training(self, batch_size: int, seed: int) -> None:
         """What the objectives have left to do. Every rank has to call this."""
+        rows, collator = self.train_dataset, self.data_collator
+        after = AfterTraining(
+            self.method, rows, cast(Any, collator), batch_size, seed, is_main=self.is_world_process_zero()
+        )
         for part in self.method.parts:
-            rows, collator = self.train_dataset, self.data_collator
-            after = AfterTraining(self.method, rows, collator, batch_size, seed, self.is_world_process_zero())
             if record := part.after_training(after):
                 self.found[part.name] = record
         self._info["after_training"] = True

@@ -25,6 +25,7 @@ from pivotune.lens.estimates import RunningMean
 from pivotune.lens.language import BeginningIndex, LanguageMeasure
 from pivotune.lens.reading import PairStream, Reading, read
 from pivotune.losses import cosine
+from pivotune.objectives import Connection
 from pivotune.objectives.cc_tuning import LinearConnection
 from pivotune.objectives.cc_tuning.measure import ConnectionMeasure
 from pivotune.objectives.deep_supervision.measure import SupervisionMeasure
@@ -120,7 +121,7 @@ def ask(model: Any, tokenizer: Any, questions: Questions, mode: str = "none") ->
 
 
 def look_inside(
-    model: Any, tokenizer: Any, records: Sequence[Record], connection: LinearConnection | None = None
+    model: Any, tokenizer: Any, records: Sequence[Record], connection: Connection | None = None
 ) -> dict[str, list[float]]:
     """Means over the pairs of one language, one number per layer: what deep supervision asks for (see
     `SupervisionMeasure`; cosines of the last token too), the probability that the lens gives to a first token of the
@@ -128,7 +129,7 @@ def look_inside(
     anatomy = Anatomy(model)
     supervision = SupervisionMeasure(anatomy)
     language = LanguageMeasure(anatomy, BeginningIndex(tokenizer), after_blank=True)
-    connected = None if connection is None else ConnectionMeasure(connection)
+    connected = ConnectionMeasure(connection) if isinstance(connection, LinearConnection) else None
     means: dict[str, RunningMean] = {}
     with evaluating(model):
         batches = PairStream(tokenizer, STYLE, batch_size=32, max_length=MAX_LENGTH).batches(parallel(records))

@@ -59,7 +59,7 @@ def choose_layers(
 
     Example:
         >>> choice = pivotune.lens.choose_layers(model, tokenizer, examples, language="zh")
-        >>> DeepSupervisionConfig(conversion_layer=choice.conversion_layer, thinking_layer=choice.thinking_layer)
+        >>> choice.conversion_layer, choice.thinking_layer
     """
     if language is not None:
         (language,) = read_languages("language", [language])

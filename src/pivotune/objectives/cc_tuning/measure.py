@@ -16,10 +16,11 @@ from torch import Tensor
 from pivotune.errors import PivotuneError
 from pivotune.lens import panels
 from pivotune.lens.estimates import Tables
-from pivotune.lens.panels import BLUE, GREEN, GREY, ORANGE
+from pivotune.lens.panels import BLUE, GREEN, ORANGE
 from pivotune.lens.reading import Reading
 from pivotune.objectives.cc_tuning.connection import LinearConnection
 from pivotune.objectives.cc_tuning.transform_matrix import RunningR2
+from pivotune.plotting import GREY
 
 
 class ConnectionMeasure:

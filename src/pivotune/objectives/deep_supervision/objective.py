@@ -135,7 +135,8 @@ class DeepSupervision(Objective):
 
     @classmethod
     def on_skeleton(cls, options: DeepSupervisionConfig, model: nn.Module) -> DeepSupervision:
-        return cls(replace(options, **dict.fromkeys(automatic(options), 1)), model)  # any number will do
+        numbers: dict[str, Any] = dict.fromkeys(automatic(options), 1)  # any will do
+        return cls(replace(options, **numbers), model)
 
     @classmethod
     def needs_english_answer(cls, options: DeepSupervisionConfig) -> str | None:
