@@ -30,7 +30,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_file(base: Path, tmp_path: Path) -> Path:
     content = {
         "output": str(tmp_path / "run"),
-        "method": "deep_supervision",
         "model": {"path": str(base)},
         "data": {"train": str(write_rows(tmp_path / "train.jsonl", rows(20)))},
         "deep_supervision": {"conversion_layer": 1, "thinking_layer": 2},
@@ -59,7 +58,7 @@ def test_train_with_overrides(run_file: Path, tmp_path: Path, capsys: pytest.Cap
     assert "data.train: 20 kept, 0 skipped" in printed
     info = json.loads((tmp_path / "run" / INFO).read_text())
     assert info["steps"] == 2
-    assert info["deep_supervision"]["thinking_weight"] == 0.5
+    assert info["objectives"]["deep_supervision"]["thinking_weight"] == 0.5
 
 
 def test_a_later_file_wins(run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,6 +83,37 @@ def test_what_print_config_shows_can_be_run(run_file: Path, tmp_path: Path, caps
     assert (tmp_path / "run" / INFO).exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "words", "expected"),
+    [
+        ("", [], ["deep_supervision"]),
+        ("cc_tuning: {}", [], ["deep_supervision", "cc_tuning"]),
+        ("cc_tuning:", [], ["deep_supervision", "cc_tuning"]),
+        ("cc_tuning: true", [], ["deep_supervision", "cc_tuning"]),
+        ("cc_tuning: {ridge: 0.1}", [], ["deep_supervision", "cc_tuning"]),
+        ("cc_tuning: false", [], ["deep_supervision"]),
+        ("deep_supervision: false", [], []),
+        ("deep_supervision: false", ["--cc_tuning"], ["cc_tuning"]),
+        ("", ["--cc_tuning"], ["deep_supervision", "cc_tuning"]),
+        ("", ["--cc_tuning.ridge", "0.1"], ["deep_supervision", "cc_tuning"]),
+        ("cc_tuning: {ridge: 0.1}", ["--cc_tuning", "false"], ["deep_supervision"]),
+        ("cc_tuning: false", ["--cc_tuning=true"], ["deep_supervision", "cc_tuning"]),
+        ("", ["--deep_supervision", "no"], []),
+    ],
+)
+def test_the_sections_are_the_method(
+    content: str, words: list[str], expected: list[str], run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = run_file.with_name("more.yaml")
+    more.write_text(content or "lora: {r: 0}")
+    with pytest.raises(SystemExit):
+        cli.main(["train", str(run_file), str(more), *words, "--print_config"])
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert [name for name in ("deep_supervision", "cc_tuning") if name in shown] == expected
+    if "deep_supervision" in expected:
+        assert shown["deep_supervision"]["thinking_layer"] == 2
+
+
 # Mistakes ------------------------------------------------------------------------------------------------------------
 
 
@@ -93,15 +123,17 @@ def test_what_print_config_shows_can_be_run(run_file: Path, tmp_path: Path, caps
         (["--training.learnin_rate", "1e-3"], "'training.learnin_rate'; did you mean 'training.learning_rate'?"),
         (["--max_steps", "3"], "unknown option 'max_steps'; did you mean 'training.max_steps'?"),
         (["--deep_supervision.conversion_layers=3"], "did you mean 'deep_supervision.conversion_layer'?"),
-        (["--training.torch_compile", "true"], "training.torch_compile is not supported: the methods' hooks change"),
+        (["--training.torch_compile", "true"], "training.torch_compile is not supported: the objectives' hooks change"),
         (["--training.max_steps", "many"], "training.max_steps: got 'many'; give a whole number."),
         (["--training.lr_scheduler_type", "cosin"], "cosin is not a valid SchedulerType, please select one of"),
         (["--training.report_to", "nowhere"], "nowhere is not supported"),
-        (["--method", "dft"], "method: got 'dft'; give one of 'sft', 'deep_supervision', 'cc_tuning', 'both'."),
+        (["--method", "cc_tuning"], "method is not supported: the sections that are there are the method (deep_supe"),
+        (["--cc_tuning", "yes", "--cc_tuning.temperature", "0"], "cc_tuning.temperature: got 0.0"),
+        (["--cc_tuning", "2"], "cc_tuning: got '2'; give true or false."),
+        (["--objectives", "cc_tuning"], "unknown option 'objectives'"),
         (["--deep_supervision.thinking_layer", "x"], "thinking_layer: got 'x'; give a whole number or 'auto'."),
         (["--deep_supervision.thinking_layer", "40"], "got 40, but this llama model has decoder layers 1..3"),
         (["--deep_supervision.conversion_weight", "-1"], "deep_supervision.conversion_weight: got -1"),
-        (["--cc_tuning.temperature", "2"], "cc_tuning.temperature: has no effect with method: deep_supervision"),
         (["--data.train", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--model.path", "/no/such/model"], "/no/such/model"),
         (["--lora.r", "4", "--lora.target_modules", "q_prj"], "lora: Target modules q_prj not found in the base model"),
@@ -131,6 +163,9 @@ def test_a_wrong_value_is_one_line(option: str, value: str, allowed: str, capsys
     [
         ("training: {learnin_rate: 1}", "'training.learnin_rate'; did you mean 'training.learning_rate'?"),
         ("outptu: x", "unknown option 'outptu'; did you mean 'output'?"),
+        ("method: both", "method is not supported: the sections that are there are the method"),
+        ("cc_tuning: perhaps", "cc_tuning is a group of options, but its value is 'perhaps'"),
+        ("model: true", "model is a group of options, but its value is True"),
         ("training: {push_to_hub: true}", "training.push_to_hub is not supported: upload the finished run folder"),
         ("model: some/path", "model is a group of options, but its value is 'some/path'"),
         ("output: [", "is not valid YAML"),
@@ -147,7 +182,7 @@ def test_mistakes_in_a_file(content: str, message: str, run_file: Path, capsys: 
 
 def test_a_missing_file_and_missing_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nothing.yaml" in refused(capsys, "train", "nothing.yaml")
-    assert "required: output, method, model.path, data.train" in refused(capsys, "train")
+    assert "required: output, model.path, data.train" in refused(capsys, "train")
 
 
 def test_a_broken_line_is_named(run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ def left_padded(rows: list[list[int]]) -> dict[str, Tensor]:
     }
 
 
-def connected(family: str, **options: Any) -> tuple[Any, Connection, Tensor, Tensor]:
+def connected(family: str, **options: Any) -> tuple[Any, LinearConnection, Tensor, Tensor]:
     """A tiny model with a random Decision Maker and Transform Matrix, connected."""
     model = tiny(family).eval()
     anatomy = Anatomy(model)
@@ -240,7 +240,7 @@ def padded(rows: list[list[int]], side: str, extra: int = 0) -> dict[str, Tensor
 @torch.no_grad()
 def continued(
     model: Any,
-    connection: Connection,
+    connection: LinearConnection,
     contexts: list[list[int]],
     continuations: list[list[int]],
     english: list[list[int]] | None = None,

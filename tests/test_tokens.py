@@ -83,7 +83,6 @@ def configuration(
 ) -> RunConfig:
     return RunConfig(
         output=str(output),
-        method="sft",
         model=ModelConfig(str(base)),
         data=DataConfig(str(data), max_length=max_length),
         lora=LoraOptions(r=lora),

@@ -56,7 +56,7 @@ class Pull(Objective):
     summary = "pull one layer towards a vector"
     citation = "@misc{pull}"
     Options = PullConfig
-    needs_english = False
+    fewest_pairs = 0
     connects = True
     lens_columns = (("distance", "distance", 1),)
 

@@ -19,7 +19,8 @@ from pivotune.data import ParallelCollator, read_examples, tokenize_examples
 from pivotune.errors import PivotuneError
 from pivotune.method import Method
 from pivotune.objectives import CCTuningConfig, DeepSupervisionConfig
-from pivotune.training import PivotuneTrainer, train
+from pivotune.trainer import PivotuneTrainer
+from pivotune.training import train
 from tests.runs import (
     FEATURE,
     LAYERS,
@@ -68,7 +69,7 @@ def test_eight_by_one_is_one_by_eight(
             learning_rate=0.1,
         )
         if method == "feature":
-            config.deep_supervision = FEATURE
+            config.objectives = [FEATURE]
         runs.append(train(config))
     same(*runs, tolerance=1e-6)
     first, second = map(log, runs)
@@ -119,7 +120,9 @@ def test_a_silent_term_and_missing_pairs_are_reported(
         )
     text = caplog.text
     assert text.count("the term 'english_thinking' had no items since the last log") == 1
-    assert text.count("no example had an English counterpart, so the methods") == 2  # when it happens, and at the end
+    assert (
+        text.count("no example had an English counterpart, so the objectives") == 2
+    )  # when it happens, and at the end
     assert "In 6 of 8 logging windows the term 'language_conversion' was exactly zero" in text
 
 
@@ -269,7 +272,7 @@ def test_bfloat16(dtype: str, rank: int, base: Path, data: Path, tmp_path: Path)
     found = load_run(run)
     assert found.model.dtype == getattr(torch, dtype)
     expected = torch.float32 if rank else getattr(torch, dtype)
-    assert found.tensors["decision_maker.weight"].dtype == expected
+    assert found.tensors["cc_tuning.decision_maker.weight"].dtype == expected
 
 
 def test_one_process_uses_one_gpu(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -294,24 +297,22 @@ def test_the_trainer_works_by_itself(base: Path, data: Path, tmp_path: Path) -> 
     """In a user's own script, with plain TrainingArguments and a plain list of rows."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     dataset, _ = tokenize_examples(read_examples(data)[0], tokenizer)
-    method = Method(AutoModelForCausalLM.from_pretrained(base), [DeepSupervisionConfig(
-        conversion_layer=1, thinking_layer=2, thinking_weight=0.0,
-    )])  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(base)
     trainer = PivotuneTrainer(
-        method,
+        Method(model, [replace(LAYERS, thinking_weight=0.0)]),
         options(output_dir=str(tmp_path / "run"), max_steps=1),
         train_dataset=list(dataset),
         data_collator=ParallelCollator.for_tokenizer(tokenizer),
     )
     trainer.train()
     trainer.save_model()
-    assert json.loads((tmp_path / "run" / INFO).read_text())["method"] == "deep_supervision"
+    assert json.loads((tmp_path / "run" / INFO).read_text())["objectives"].keys() == {"deep_supervision"}
     entry = trainer.state.log_history[0]
     assert entry["loss"] == pytest.approx(entry["lm"] + entry["language_conversion"], rel=1e-5)
     assert entry["english_thinking"] > 0  # weight 0: measured, not trained
 
 
-@pytest.mark.parametrize("method", METHODS[1:])
+@pytest.mark.parametrize("method", [name for name, objectives in METHODS.items() if objectives])
 def test_data_without_english_is_refused(method: str, base: Path, tmp_path: Path) -> None:
     alone = write_rows(tmp_path / "alone.jsonl", rows(4, english=0))
     with pytest.raises(PivotuneError, match="no example has an English counterpart"):
@@ -339,12 +340,10 @@ def test_an_english_answer_is_needed_only_where_it_is_read(
                 del one["english"]["completion"]
         data = write_rows(tmp_path / f"{name}.jsonl", made)
         kind = method if method in METHODS else "deep_supervision"
-        config = configuration(base, data, tmp_path / name, kind)
-        config.deep_supervision = supervision.get(method, config.deep_supervision)
-        runs.append(train(config))
+        runs.append(train(configuration(base, data, tmp_path / name, kind, deep_supervision=supervision.get(method))))
     same(*runs)
-    config.deep_supervision = replace(LAYERS, thinking_weight=0.0)  # it is measured, and so it is read
-    config = replace(config, method="deep_supervision", output=str(tmp_path / "thinking"))
+    measured = replace(LAYERS, thinking_weight=0.0)  # and so it is read
+    config = configuration(base, data, tmp_path / "thinking", "deep_supervision", deep_supervision=measured)
     with pytest.raises(PivotuneError, match=r"without\.jsonl:\d+: missing English answer: .*english_thinking: logits"):
         train(config)
 
@@ -410,24 +409,26 @@ def test_what_makes_a_run_is_recorded(data: Path, tmp_path: Path) -> None:
     """Of this `pivotune compare` recognises the seeds of one run."""
     config = configuration(write_base(tmp_path / "base", layers=6), data, tmp_path / "run", max_steps=1, seed=3)
     layers = DeepSupervisionConfig(conversion_layer="auto", thinking_layer=5)
-    info = load_run(train(replace(config, method="deep_supervision", deep_supervision=layers))).info
+    info = load_run(train(replace(config, objectives=[layers]))).info
     assert (info["training"]["seed"], info["training"]["learning_rate"], info["steps"]) == (3, 1e-2, 1)
     assert info["base_model"] == str((tmp_path / "base").resolve())
     assert info["revision"] is None
-    assert info["deep_supervision"]["conversion_layer"] == info["layers"]["conversion_layer"]
-    assert info["automatic_layers"] == ["conversion_layer"]
+    (settled,) = info["objectives"].values()
+    assert settled["conversion_layer"] == info["found"]["deep_supervision"]["layers"]["conversion_layer"]
+    assert settled["thinking_layer"] == 5
+    assert info["asked"] == {"deep_supervision": {"conversion_layer": "auto"}}
 
 
 def test_options_of_cc_tuning_arrive(base: Path, data: Path, tmp_path: Path) -> None:
     config = CCTuningConfig(matrix="per_layer", selection="soft", connection_layer=2)
     run = load_run(train(configuration(base, data, tmp_path / "run", "cc_tuning", cc_tuning=config)))
-    found = run.connection_tensors()
-    assert found is not None
-    assert found[0] == config
-    assert found[1].shape == (3, 16)
-    assert found[2] is not None
-    assert found[2].shape == (3, 16, 16)
-    assert run.info["transform_matrix"]["pairs"] > 0
+    assert run.objectives == {"cc_tuning": config}
+    assert {name: tuple(tensor.shape) for name, tensor in run.tensors.items()} == {
+        "cc_tuning.decision_maker.weight": (3, 16),
+        "cc_tuning.transform_matrix": (3, 16, 16),
+    }
+    assert run.connections["cc_tuning"].modes == ("matrix", "english", "none")
+    assert run.info["found"]["cc_tuning"]["transform_matrix"]["pairs"] > 0
 
 
 def test_the_model_is_kept_when_the_matrix_cannot_be_fitted(base: Path, tmp_path: Path) -> None:

@@ -152,13 +152,13 @@ _OWN_HELP = {
 }
 
 NOT_SUPPORTED = {
-    "label_smoothing_factor": "each method computes its own losses, without smoothing",
+    "label_smoothing_factor": "each objective computes its own losses, without smoothing",
     "use_liger_kernel": "it replaces the modules that Pivotune reads; the losses here are already chunked",
     "liger_kernel_config": "it replaces the modules that Pivotune reads; the losses here are already chunked",
-    "neftune_noise_alpha": "it changes the embeddings that the methods read",
-    "torch_compile": "the methods' hooks change from step to step",
-    "torch_compile_backend": "the methods' hooks change from step to step",
-    "torch_compile_mode": "the methods' hooks change from step to step",
+    "neftune_noise_alpha": "it changes the embeddings that objectives read",
+    "torch_compile": "the objectives' hooks change from step to step",
+    "torch_compile_backend": "the objectives' hooks change from step to step",
+    "torch_compile_mode": "the objectives' hooks change from step to step",
     "push_to_hub": "upload the finished run folder instead (`hf upload`)",
     "parallelism_config": "tensor and context parallelism would split what the hooks read; use fsdp",
     "eval_accumulation_steps": "evaluation keeps no predictions",

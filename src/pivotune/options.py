@@ -289,9 +289,8 @@ def read_file(
             where = f"{path}:{value.start_mark.line + 1}"
             if name in found:
                 raise PivotuneError(f"{where}: {name} is set a second time. Keep one of the two.")
-            if not is_group(name):
-                found[name] = value, where
-            elif name in switches and isinstance(value, ScalarNode) and value.value.strip().lower() in _TRUE + _FALSE:
+            says = isinstance(value, ScalarNode) and value.value.strip().lower() in _TRUE + _FALSE
+            if not is_group(name) or (name in switches and says):
                 found[name] = value, where
             elif isinstance(value, MappingNode) or _is_nothing(value):
                 if name in switches:

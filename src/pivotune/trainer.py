@@ -77,7 +77,7 @@ class PivotuneTrainer(Trainer):
         chosen = getattr(args, option) or {}
         if chosen.get("use_reentrant"):
             raise PivotuneError(
-                f"training.{option}: use_reentrant: true hides activations from the methods. Remove it."
+                f"training.{option}: use_reentrant: true hides activations from the objectives. Remove it."
             )
         setattr(args, option, {**chosen, "use_reentrant": False})
         use_cache = model.config.use_cache
@@ -542,7 +542,7 @@ def _accumulate(totals: dict[str, Tensor], batch: Batch, output: MethodOutput) -
 
 def _silence(name: str, count: float) -> str:
     if name == PAIRS:
-        return "no example had an English counterpart, so the methods that need one had nothing to learn from"
+        return "no example had an English counterpart, so the objectives that need one had nothing to learn from"
     return f"the term '{name}' was exactly zero" if count else f"the term '{name}' had no items"
 
 

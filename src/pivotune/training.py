@@ -191,8 +191,8 @@ def _check_pairs(config: RunConfig, report: Report) -> None:
         if pairs < (fewest := OBJECTIVES[name].fewest_pairs):
             raise PivotuneError(
                 f"data.train: {pairs or 'no'} example{'s have' if pairs > 1 else ' has'} an English counterpart, and "
-                f"{name} needs {fewest} at least{' (some 1000 are usual)' if pairs else ''}. Add the field 'english' to "
-                f"the rows, or leave out the section {name}."
+                f"{name} needs {fewest} at least{' (some 1000 are usual)' if pairs else ''}. Add the field 'english' "
+                f"to the rows, or leave out the section {name}."
             )
 
 

@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from pivotune.checkpoint import describe, mark_complete, open_model, write_model
 from pivotune.errors import PivotuneError
 from pivotune.method import Method
-from pivotune.objectives import CCTuning, CCTuningConfig
+from pivotune.objectives import CCTuningConfig
 from tests.data.tiny_tokenizers import BOS, byte_level
 from tests.reference import cc_tuning as reference
 from tests.reference import likelihood as likelihood_reference
@@ -42,12 +42,14 @@ MATRIX = torch.randn(D, D, generator=torch.Generator().manual_seed(1)) / 4
 
 
 def write_run(folder: Path, method: Method, matrix: torch.Tensor | None = None, **info: Any) -> str:
-    write_model(folder, method, byte_level(template=f"{BOS} $A"), transform_matrix=matrix)
+    if matrix is not None:
+        method.objectives["cc_tuning"].fitted = {"transform_matrix": matrix}
+    write_model(folder, method, byte_level(template=f"{BOS} $A"))
     mark_complete(folder, describe(method, **info))
     return str(folder)
 
 
-def connectable(model: Any) -> CCTuning:
+def connectable(model: Any) -> Method:
     method = Method(model, [CONFIG])
     with torch.no_grad():
         method.objectives["cc_tuning"].decision_maker.weight.normal_()

@@ -147,7 +147,11 @@ def test_shares_are_what_the_pick_is_mixed_of(selection, training):
     torch.testing.assert_close(maker(v, e), (shares[..., None] * v).sum(dim=1), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(shares.sum(dim=1), torch.ones(7, dtype=torch.float64), rtol=1e-12, atol=0)
     assert shares.dtype == torch.float64 and shares.requires_grad is (training or selection == "soft")
-    low = connected(tiny("llama", dtype=torch.bfloat16), selection=selection).objectives["cc_tuning"].decision_maker.train(training)
+    low = (
+        connected(tiny("llama", dtype=torch.bfloat16), selection=selection)
+        .objectives["cc_tuning"]
+        .decision_maker.train(training)
+    )
     assert low.shares(v.bfloat16(), e.bfloat16()).dtype == torch.float32
 
 

@@ -31,7 +31,7 @@ CONNECTION = {
 }
 
 
-def both(model, supervision: dict, connection: dict, **weights: float) -> ConnectedSupervision:
+def both(model, supervision: dict, connection: dict, **weights: float) -> Method:
     torch.manual_seed(0)
     method = Method(model, [DeepSupervisionConfig(**LAYERS, **supervision, **weights), CCTuningConfig(**connection)])
     torch.nn.init.normal_(method.objectives["cc_tuning"].decision_maker.weight, std=0.3)
@@ -65,7 +65,9 @@ def test_weight_zero_is_cc_tuning_bit_for_bit(supervision, connection):
         tiny("llama", attention_dropout=0.1), supervision, connection, conversion_weight=0.0, thinking_weight=0.0
     ).train()
     alone = Method(tiny("llama", attention_dropout=0.1), [CCTuningConfig(**connection)]).train()
-    alone.objectives["cc_tuning"].decision_maker.load_state_dict(zero.objectives["cc_tuning"].decision_maker.state_dict())
+    alone.objectives["cc_tuning"].decision_maker.load_state_dict(
+        zero.objectives["cc_tuning"].decision_maker.state_dict()
+    )
     results = []
     for method in (alone, zero):
         torch.manual_seed(7)

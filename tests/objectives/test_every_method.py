@@ -416,7 +416,9 @@ def test_method_survives_a_deepcopy(name):
         assert twin(batch)["loss"] != method(batch)["loss"]
         fresh = build(name, twin.model).eval()
         if "cc_tuning" in fresh.objectives:
-            fresh.objectives["cc_tuning"].decision_maker.load_state_dict(method.objectives["cc_tuning"].decision_maker.state_dict())
+            fresh.objectives["cc_tuning"].decision_maker.load_state_dict(
+                method.objectives["cc_tuning"].decision_maker.state_dict()
+            )
         assert torch.equal(twin(batch)["loss"], fresh(batch)["loss"])
 
 

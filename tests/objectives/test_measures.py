@@ -203,7 +203,7 @@ def test_bad_options_are_named(options: dict[str, Any], words: list[str]) -> Non
 # CC-Tuning -----------------------------------------------------------------------------------------------------------
 
 
-def connection_of(model: Any, matrix: bool = True, seed: int = 5, **options: Any) -> Connection:
+def connection_of(model: Any, matrix: bool = True, seed: int = 5, **options: Any) -> LinearConnection:
     """A random Decision Maker, and a Transform Matrix that is near enough to a copy for some picks to agree."""
     generator = torch.Generator().manual_seed(seed)
     anatomy, config = Anatomy(model), CCTuningConfig(**options)
@@ -216,7 +216,7 @@ def connection_of(model: Any, matrix: bool = True, seed: int = 5, **options: Any
     return LinearConnection(model, config, decision_maker.to(dtype), weight.to(dtype) if matrix else None)
 
 
-def mapped(connection: Connection, own: Sequence[Tensor]) -> list[Tensor]:
+def mapped(connection: LinearConnection, own: Sequence[Tensor]) -> list[Tensor]:
     assert connection.transform_matrix is not None
     return [reference.cc_tuning.transformed(v, connection.transform_matrix) for v in own]
 
@@ -224,7 +224,7 @@ def mapped(connection: Connection, own: Sequence[Tensor]) -> list[Tensor]:
 OPTIONS: list[dict[str, Any]] = [{}, {"matrix": "per_layer"}, {"selection": "soft", "temperature": 0.7}]
 
 
-def assert_connection_parity(model: Any, connection: Connection, batch: Batch) -> None:
+def assert_connection_parity(model: Any, connection: LinearConnection, batch: Batch) -> None:
     got, summary = fed(ConnectionMeasure(connection), model, batch)
     own, english = zip(*reference.activations(model, batch), strict=True)
     instead = mapped(connection, own)

@@ -135,7 +135,7 @@ def evaluate(
         run=str(run),
         model={
             "base_model": info.get("base_model"),
-            "method": info.get("method"),
+            "objectives": list(info["objectives"]) if info else None,
             "seed": info.get("training", {}).get("seed"),
         },
         connection=mode,

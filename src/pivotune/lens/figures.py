@@ -20,11 +20,12 @@ from pivotune.plotting import COLORS, GREY, LEFT_TO_RIGHT, language_name, new_pa
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PLOTS = (
-    *("entropy", "language", "language_after_blank", "similarity_mean", "similarity_last_token", "supervision"),
-    *("connection", "projection_pca", "projection_tsne"),
-)
-"""The names of all plots, without their endings."""
+
+def plots() -> list[str]:
+    """The names of all plots, without their endings."""
+    own = ["entropy", "language", "language_after_blank", "similarity_mean", "similarity_last_token"]
+    of_objectives = [name for objective in OBJECTIVES.values() for name in objective.lens_plots]
+    return [*own, *of_objectives, "projection_pca", "projection_tsne"]
 
 
 def draw(report: Report, folder: str | Path) -> list[Path]:

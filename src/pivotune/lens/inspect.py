@@ -33,7 +33,7 @@ from pivotune.files import check_output_files, make_folder, write_text
 from pivotune.lens.choice import Reservoir
 from pivotune.lens.entropy import EntropyMeasure
 from pivotune.lens.estimates import RunningDifference, RunningMean, Tables, as_columns
-from pivotune.lens.figures import PLOTS, draw
+from pivotune.lens.figures import draw, plots
 from pivotune.lens.language import BeginningIndex, LanguageMeasure, Others
 from pivotune.lens.projection import ProjectionMeasure
 from pivotune.lens.reading import Measure, PairStream, Reading, read
@@ -48,9 +48,6 @@ from pivotune.taps import evaluating
 logger = logging.getLogger(__name__)
 
 MEASURES = ("entropy", "language", "similarity", "calibration", "projection")
-
-FILES = ("lens.json", "lens.md", *(f"{name}.{ending}" for name in PLOTS for ending in ("png", "svg")))
-"""Whatever `lens` may write into its folder."""
 
 Examples = Callable[[], Iterator[ParallelExample]]
 """Gives the examples anew each time."""
@@ -111,7 +108,7 @@ def lens(
         check_choice("measures", name, MEASURES)
     pair = _layer_pair(layers)
     wanted = None if languages is None else read_languages("languages", names_in(languages))
-    folder = check_output_files("output", _output_folder(run, output), FILES, overwrite=overwrite)
+    folder = check_output_files("output", _output_folder(run, output), files(), overwrite=overwrite)
     anatomy = anatomy_of(run)
     for layer in pair or ():
         anatomy.check_layer(layer, "layers")
@@ -136,8 +133,7 @@ def lens(
     )
     report = {"run": Path(run).name, "against": against and Path(against).name, "data": data, **report}
     print(text(report))  # first: what was found is worth more than its files
-    files = write(report, folder)
-    print(f"Written: {', '.join(map(str, files))}")
+    print(f"Written: {', '.join(map(str, write(report, folder)))}")
     return report
 
 
@@ -419,7 +415,6 @@ _COLUMNS = (
     ("target, %", "language", "target", 100),
     ("MEXA, mean, %", "similarity", "mean/mexa", 100),
     ("MEXA, last, %", "similarity", "last_token/mexa", 100),
-    *((head, name, table, factor) for name, one in OBJECTIVES.items() for head, table, factor in one.lens_columns),
 )
 
 
@@ -431,11 +426,13 @@ def text(report: Mapping[str, Any], *, markdown: bool = False) -> str:
         lines.append(f"{report['against']} -> {report['run']}; * the 95 % interval of the difference leaves out 0.")
     if any("language_after_blank" in found for found in report["languages"].values()):
         lines.append("Languages whose answers begin with a blank token are read behind it, for English % and target %.")
+    every = [*_COLUMNS]
+    every += [(head, name, one, factor) for name, o in OBJECTIVES.items() for head, one, factor in o.lens_columns]
     marks = {report["layers"]["conversion"]: " i", report["layers"]["thinking"]: " j"}
     for language, found in report["languages"].items():
         columns = [
             (head, tables[name], factor)
-            for head, measure, name, factor in _COLUMNS
+            for head, measure, name, factor in every
             if name in (tables := _tables(found, measure))
         ]
         rows = [
@@ -464,6 +461,11 @@ def _cell(columns: Mapping[str, Any], k: int, factor: float) -> str:
     low, high = columns["difference"]["low"][k], columns["difference"]["high"][k]
     star = "*" if low is not None and (low > 0 or high < 0) else ""
     return f"{columns['against']['mean'][k] * factor:.{digits}f} -> {after}{star}"
+
+
+def files() -> list[str]:
+    """Whatever `lens` may write into its folder."""
+    return ["lens.json", "lens.md", *(f"{name}.{ending}" for name in plots() for ending in ("png", "svg"))]
 
 
 def write(report: Mapping[str, Any], folder: Path) -> list[Path]:

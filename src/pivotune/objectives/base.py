@@ -173,6 +173,7 @@ class Objective(nn.Module):
         read_after_training: options that only `after_training` reads, so that a resumed run may change them.
         connects: it changes the model's passes at inference too.
         lens_columns: (head, table, factor) of the columns in the lens's tables.
+        lens_plots: names of the files that `figures` writes, without their endings.
     """
 
     name: ClassVar[str]
@@ -184,6 +185,7 @@ class Objective(nn.Module):
     read_after_training: ClassVar[Sequence[str]] = ()
     connects: ClassVar[bool] = False
     lens_columns: ClassVar[Sequence[tuple[str, str, float]]] = ()
+    lens_plots: ClassVar[Sequence[str]] = ()
 
     def __init__(self, options: Any, model: nn.Module):
         super().__init__()

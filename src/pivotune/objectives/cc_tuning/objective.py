@@ -58,6 +58,7 @@ class CCTuning(Objective):
     fewest_pairs = 2
     read_after_training = ("matrix", "ridge", "matrix_pairs")
     connects = True
+    lens_plots = ("connection",)
 
     def __init__(self, options: CCTuningConfig, model: nn.Module):
         super().__init__(options, model)

@@ -128,6 +128,7 @@ class DeepSupervision(Objective):
         ("question, cos", "question_cosine", 1),
         ("answer, cos", "answer_cosine", 1),
     )
+    lens_plots = ("supervision",)
 
     def __init__(self, options: DeepSupervisionConfig, model: nn.Module):
         super().__init__(options, model)
