@@ -199,7 +199,8 @@ class _Configuration:
 
     def made(self, given: Mapping[str, Any]) -> Any:
         """The `RunConfig` with these values."""
-        missing = [name for name in self.kinds if name not in self._defaults and name not in given]
+        optional = {*self._defaults, *self.objectives, *given}
+        missing = [name for name in self.kinds if name not in optional]
         if missing:
             raise PivotuneError(f"these options are required: {', '.join(missing)}.")
         made: dict[str, Any] = {}
