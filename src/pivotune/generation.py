@@ -3,7 +3,7 @@
     model, tokenizer = pivotune.load("runs/zh")
     pivotune.generate_texts(model, tokenizer, ["法国的货币是什么？"])
 
-A CC-Tuning run comes back connected: `model.generate()` of transformers works as usual and uses the connection.
+A run with a connection comes back connected: `model.generate()` of transformers works as usual and uses the connection.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def load(
 
     Args:
         path: a run folder of `pivotune train`, or what `AutoModelForCausalLM.from_pretrained` takes.
-        connection: how a connected run (CC-Tuning) connects by default: none, english or matrix. None: matrix where
-            one was fitted, else none.
+        connection: how a run with a connection connects by default, e.g. matrix, english or none. None: its own
+            default, e.g. matrix where one was fitted.
         dtype: of the weights; "auto" keeps the saved one.
         device: where to put the model; a GPU if there is one by default.
         chat_template_kwargs: arguments of the chat template; those that a run was trained with are in its own.

@@ -98,7 +98,7 @@ def evaluate(
         preset: the benchmarks and languages of a paper: dft or cc, with its figures beside.
         languages: in which, separated by commas; those of the benchmark's paper by default.
         limit: take the first so many items of each benchmark and language. They are no random sample.
-        connection: how a connected run (CC-Tuning) connects: none, english or matrix; by default matrix where one was
+        connection: how a run with a connection connects: none, english or matrix; by default matrix where one was
             fitted, else none. English items are not connected.
         style: what is put around generated answers' prompts: plain, alpaca or chat; by default the style that the run
             was trained with, if it names one, else plain.

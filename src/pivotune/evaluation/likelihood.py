@@ -88,7 +88,7 @@ class PivotuneLM(HFLM):
 
     Args:
         pretrained: a run folder, a checkpoint of it, or what `AutoModelForCausalLM.from_pretrained` takes.
-        connection: none or matrix. None takes matrix where the run has a Transform Matrix, else none.
+        connection: e.g. none or matrix. None takes the run's own default: matrix where it has one, else none.
         english_tasks: names of English tasks, which are not connected; patterns with * and ?. As one string they are
             separated by colons, because the harness separates its arguments by commas: xnli_en:hellaswag:mmlu_*. Tasks
             whose names do not end in the language have to be named.
