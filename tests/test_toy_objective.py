@@ -212,7 +212,7 @@ def test_train_resume_save_load_generate(folder: Path, tmp_path: Path, lora: int
 
 
 def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A section in the YAML file is all it takes; help, generate, lens and evaluate know it."""
+    """A section in the YAML file is all it takes; help, generate and lens know it."""
     content = {
         "output": str(tmp_path / "run"),
         "model": {"path": str(folder / "base")},
@@ -235,6 +235,32 @@ def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "distance" in printed and "pulled: " in printed
     report = json.loads((tmp_path / "run" / "lens" / "lens.json").read_text())
     assert len(report["languages"]["zh"]["pull"]["tables"]["distance"]["run"]["mean"]) == 3
+
+
+def test_it_is_evaluated_with_its_connection(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="needs the extra pivotune[evaluation]")
+    from pivotune.evaluation.evaluate import evaluate
+    from pivotune.evaluation.results import read_items
+    from tests.evaluation.test_benchmarks import put_json, put_lines, squad
+
+    question = {"premise": "It rained.", "choice1": "It got wet.", "choice2": "It got dry.", "question": "effect"}
+    for split in ("val", "test"):
+        rows_of = [{**question, "idx": n, "label": 0} for n in range(3)]
+        put_lines(tmp_path / "data" / "xcopa" / f"{split}-vi.jsonl", rows_of)
+    put_json(tmp_path / "data" / "xquad" / "xquad.vi.json", squad("vi"))
+    run = train(pulled(folder, tmp_path / "run"))
+    said: dict[str, list[Any]] = {}
+    for mode in ("on", "none"):
+        output = tmp_path / mode
+        options: dict[str, Any] = {"connection": None if mode == "on" else mode, "output": str(output)}
+        evaluate(str(run), benchmarks="xcopa,xquad", languages="vi", data_dir=str(tmp_path / "data"), **options)
+        ranked, answered = (
+            read_items(output / "items" / f"{name}.vi.{mode}.jsonl")[0]
+            for name in ("likelihood.xcopa", "generation.xquad")
+        )
+        said[mode] = [*(one.loglikelihoods for one in ranked), *(one.prediction for one in answered)]
+    assert len(said["on"]) == 6
+    assert all(on != none for on, none in zip(said["on"], said["none"], strict=True))
 
 
 @pytest.mark.slow

@@ -426,7 +426,7 @@ def text(report: Mapping[str, Any], *, markdown: bool = False) -> str:
         lines.append(f"{report['against']} -> {report['run']}; * the 95 % interval of the difference leaves out 0.")
     if any("language_after_blank" in found for found in report["languages"].values()):
         lines.append("Languages whose answers begin with a blank token are read behind it, for English % and target %.")
-    every = [*_COLUMNS]
+    every: list[tuple[str, str, str, float]] = [*_COLUMNS]
     every += [(head, name, one, factor) for name, o in OBJECTIVES.items() for head, one, factor in o.lens_columns]
     marks = {report["layers"]["conversion"]: " i", report["layers"]["thinking"]: " j"}
     for language, found in report["languages"].items():
