@@ -304,7 +304,8 @@ def test_a_missing_english_field_is_named(run_file: Path, tmp_path: Path, capsys
     del made[number]["english"]["completion"]
     write_rows(tmp_path / "train.jsonl", made)
     message = refused(capsys, "train", run_file)
-    assert f"train.jsonl:{number + 1}: missing English: field 'english.completion' is missing" in message
+    assert f"train.jsonl:{number + 1}: missing English answer: " in message
+    assert "deep_supervision.english_thinking: logits" in message
 
 
 def test_an_unknown_architecture(
@@ -373,3 +374,29 @@ def test_the_overview_imports_nothing_heavy() -> None:
     assert done.stdout.endswith("False\n")
     assert f"pivotune {pivotune.__version__}" in done.stdout
     assert all(name in done.stdout for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["generate", "--help"], ["generate", "BASE", "a", "b", "--max_new_tokens", "1"]]
+)
+def test_a_closed_pipe_ends_a_command_quietly(arguments: list[str], tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    command = [str(base) if one == "BASE" else one for one in arguments]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "pivotune", *command], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert done.returncode in (141, 0), done.stderr  # 0: argparse itself is content
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+def test_another_broken_pipe_is_no_closed_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str, arguments: list[str]) -> None:
+        raise BrokenPipeError("of a worker")
+
+    monkeypatch.setattr("pivotune.cli._call", broken)
+    monkeypatch.setattr("pivotune.cli._reader_is_gone", lambda: False)
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        cli.main(["generate"])

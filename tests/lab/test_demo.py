@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from experiments.lab import RATES
 from pivotune.errors import PivotuneError
 from pivotune.lab.demo import ROWS, TITLES, Score, demo
 from pivotune.lab.templates import LANGUAGES
+from pivotune.lab.world import World
 
 
 def test_the_demo_prints_tables_and_writes_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,6 +44,29 @@ def test_the_demo_prints_tables_and_writes_its_files(tmp_path: Path, capsys: pyt
 
     demo(str(tmp_path), languages="zh", epochs=0.05)  # a second demo replaces the first
     assert json.loads((tmp_path / "results.json").read_text())["epochs"] == 0.05
+
+
+def test_only_the_folder_of_a_demo_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found before anything is built."""
+
+    class Built(Exception):
+        pass
+
+    def build(*_: Any) -> None:
+        raise Built
+
+    monkeypatch.setattr(World, "build", build)
+    mine = tmp_path / "TFT" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(PivotuneError, match=r"^output: .* holds files that are not of a demo"):
+        demo(str(tmp_path), languages="zh")
+    with pytest.raises(PivotuneError, match="is a file; name a folder"):
+        demo(str(mine), languages="zh")
+    assert mine.read_text() == "mine"
+    for _ in range(2):  # new, and again
+        with pytest.raises(Built):
+            demo(str(tmp_path / "demo"), languages="zh")
 
 
 def test_unknown_languages_are_refused(tmp_path: Path) -> None:
