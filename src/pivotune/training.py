@@ -865,7 +865,7 @@ def _with_adapters(model: Any, options: LoraOptions) -> nn.Module:
         lora_dropout=options.dropout,
         target_modules=options.target_modules,
     )
-    layers = [name for name, parameter in model.named_parameters() if parameter.dim() == 2]
+    layers = [name for name, one in model.named_parameters(remove_duplicate=False) if one.dim() == 2]
     for wanted in [] if isinstance(options.target_modules, str) else options.target_modules:
         if not any(f".{layer}".endswith(f".{wanted}.weight") for layer in layers):
             found = ", ".join(sorted({layer.split(".")[-2] for layer in layers}))

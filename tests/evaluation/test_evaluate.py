@@ -637,7 +637,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"data_dir": None}, "the data set of xcopa on the hub, cambridgeltl/xcopa (vi, test), cannot be read: "),
     ({"data_dir": "nowhere"}, "data_dir: nowhere is no folder"),
-    ({"run": "./nowhere"}, "./nowhere: no such run folder"),
+    ({"run": "./nowhere"}, "./nowhere: no such folder"),
 ]
 
 
