@@ -28,7 +28,7 @@ from transformers.utils import logging
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import Run
 from pivotune.connection import Mode
-from pivotune.errors import check_choice
+from pivotune.errors import check_choice, check_number
 from pivotune.lab.base import base_path, load_base
 from pivotune.lab.settings import BASE, EPOCHS, INSIDE_PAIRS, MAX_LENGTH, STYLE, TRAINING, Setting, by_name
 from pivotune.lab.templates import LANGUAGES
@@ -91,6 +91,7 @@ def demo(output: str = "runs/demo", languages: str = "zh,vi,ar,sw", epochs: floa
     chosen = [language.strip() for language in languages.split(",")]
     for language in chosen:
         check_choice("languages", language, LANGUAGES[1:])
+    check_number("epochs", epochs, 0, exclusive=True)
     started = time.monotonic()
     logging.disable_progress_bar()  # of loading and saving
     folder, world, base = Path(output), World.build(), load_base()
@@ -113,7 +114,7 @@ def demo(output: str = "runs/demo", languages: str = "zh,vi,ar,sw", epochs: floa
         )
         for row in rows
     ]
-    found = side_by_side(jobs, folder / "logs")
+    found = side_by_side(jobs, folder / "logs", what="models")
     scores = {name: of_languages for row_scores, _ in found for name, of_languages in row_scores.items()}
     inside = {job.name: row_inside for job, (_, row_inside) in zip(jobs, found, strict=True)}
     _report(folder, scores, inside, layers, {"seed": seed, "epochs": epochs})

@@ -83,12 +83,13 @@ def computing_on(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def side_by_side(jobs: Sequence[Job], logs: Path) -> list[Any]:
+def side_by_side(jobs: Sequence[Job], logs: Path, what: str = "jobs") -> list[Any]:
     """Do all jobs; say meanwhile what is being done, and how long it may still take.
 
     Args:
         jobs: in any order; the longest begin first.
         logs: folder of what each job prints, NAME.log.
+        what: they are, in words.
 
     Returns:
         What the jobs have returned, in their order.
@@ -102,10 +103,9 @@ def side_by_side(jobs: Sequence[Job], logs: Path) -> list[Any]:
     context = multiprocessing.get_context("spawn")
     messages: Any = context.SimpleQueue()
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(
-        processes(len(jobs)), mp_context=context, initializer=_begin, initargs=(messages, threads())
-    )
-    progress = _Progress(jobs, order, processes(len(jobs)))
+    count = processes(len(jobs))
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(messages, threads()))
+    progress = _Progress(jobs, order, count, what)
     try:
         with _interruptions_held():  # the processes begun here never get any
             futures = {pool.submit(_run, number, jobs[number], logs): number for number in order}
@@ -123,8 +123,8 @@ def side_by_side(jobs: Sequence[Job], logs: Path) -> list[Any]:
             process.terminate()
         if isinstance(error, BrokenProcessPool):
             raise PivotuneError(
-                f"a process was ended from outside; there may be too little memory for {processes(len(jobs))} of them "
-                f"(OMP_NUM_THREADS={cores()} makes it one). What they printed is in {logs}."
+                f"a process was ended from outside, as happens where memory runs out. {count} ran at a time; with "
+                f"OMP_NUM_THREADS={cores()} it is one. What they printed is in {logs}."
             ) from error
         raise
     finally:
@@ -194,7 +194,7 @@ def _interruptions_held() -> Iterator[None]:
 class _Progress:
     """What the jobs do, and the time left: a bar on a terminal, elsewhere a line now and then."""
 
-    def __init__(self, jobs: Sequence[Job], order: Sequence[int], workers: int):
+    def __init__(self, jobs: Sequence[Job], order: Sequence[int], workers: int, what: str):
         self._jobs, self._workers = jobs, workers
         self._left = {number: jobs[number].seconds for number in order}  # those that are not done, by their beginning
         self._doing: dict[int, str] = {}  # of those that run
@@ -209,7 +209,7 @@ class _Progress:
             disable=not sys.stderr.isatty(),
         )
         each = "one thread" if threads() == 1 else f"{threads()} threads"
-        self._say(f"{len(jobs)} jobs, {workers} at a time on {each} each; {self._time_left()}")
+        self._say(f"{len(jobs)} {what}, {workers} at a time on {each} each; {self._time_left()}")
 
     def take(self, number: int, doing: str, seconds: float) -> None:
         """A job's report."""
@@ -234,10 +234,9 @@ class _Progress:
         while self._past[0][0] < now - RECENT:
             self._past.popleft()
         doing = "; ".join(f"{self._jobs[number].name}: {self._doing[number]}" for number in sorted(self._doing))
-        doing = f"{doing}; {self._time_left()}" if doing else "the processes begin"
-        self._bar.set_description_str(doing)
+        self._bar.set_description_str(f"{self._time_left()}; {doing}" if doing else "the processes begin")
         if self._bar.disable and self._left and now - self._shown >= EVERY:
-            self._say(doing)
+            self._say(f"{doing}; {self._time_left()}" if doing else "the processes begin")
 
     def close(self) -> None:
         self._bar.close()
