@@ -364,12 +364,12 @@ def test_published_rows_are_trained_on_and_reported(
         for n, one in enumerate(rows(16))
     ]
     config = configuration(base, write_rows(tmp_path / "train.jsonl", made), tmp_path / "run", "cc_tuning")
-    with pytest.raises(PivotuneError, match=r"train\.jsonl:1: .*data\.columns"):
-        train(config)
-    config.data = replace(config.data, columns={"frage": "instruction"})
     with pytest.raises(PivotuneError, match=r"train\.jsonl:1: .*set data\.language"):
         train(config)
     config.data = replace(config.data, language="zho_Hans", languages=["Chinese"])
+    with pytest.raises(PivotuneError, match=r"train\.jsonl:1: .*'instruction' is missing.*data\.columns"):
+        train(config)
+    config.data = replace(config.data, columns={"frage": "instruction"})
     train(config)
     report = capsys.readouterr().out
     assert "zh: 16 rows, 16 with English (100.0%)" in report

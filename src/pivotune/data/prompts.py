@@ -196,8 +196,12 @@ class PromptEncoder:
             if _any_of(self._special).search(f"{text.question}\0{answer}"):
                 notes.append(AS_TOKENS)
             return text, end, tuple(notes)
-        if style == "chat":  # an empty block is the template's to write
-            text = replace(text, answer=_without_empty_reasoning(answer))
+        if style == "chat":  # ends and an empty block are the template's to write
+            turns = tuple(
+                replace(turn, content=self._without_end(turn.content)[0]) if turn.role == "assistant" else turn
+                for turn in text.context
+            )
+            text = replace(text, answer=_without_empty_reasoning(answer), context=turns)
         controls = _any_of(self._special | self._framing) if style == "chat" else _any_of(self._special)
         contents = [text.question, text.answer, *(turn.content for turn in text.context)]
         if any(map(controls.search, contents)):
@@ -240,6 +244,10 @@ class PromptEncoder:
                         " (a reasoning template: chat_template_kwargs may turn it off, as {enable_thinking: false})"
                     )
                 raise _template_error(where, problem)
+            if early := _any_of(self._ends).search(spoken):  # the contents' own have been broken
+                raise _template_error(
+                    where, f"the chat template writes {early[0]!r}, which ends an answer, before its end"
+                )
             behind, end = self._end_of(frame)
             answer = _without_empty_reasoning(spoken) + behind + end
         return replace(_rendered(frame.before, middle, frame.after, answer, False, where), closed=bool(end))
