@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import pivotune
 from pivotune import cli
@@ -230,6 +230,89 @@ def test_words_and_where_they_go(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said("r", "--seed", "3", "--", "--seed", "-h") == ("r", ["--seed", "-h"], 3)
     assert said("r", "--columns.text", "no", "--columns.answer=null") == ("r", {"text": "no", "answer": None})
     assert said("r", "--seed", "1", "--seed", "2") == ("r", 2)
+
+
+RANGES = {
+    "generate": [
+        "--batch_size 0",
+        "--batch_size -1",
+        "--max_new_tokens 0",
+        "--num_beams 0",
+        "--temperature -1",
+        "--seed -1",
+    ]
+    + ["--style markdown", "--connection matrix", "--connection english", f"--seed {2**32}"],
+    "evaluate": [
+        "--batch_size 0",
+        "--max_new_tokens 0",
+        "--limit 0",
+        "--limit -3",
+        "--style auto",
+        "--connection matrix",
+    ]
+    + ["--languages xx", "--languages ,"],
+    "layers": ["--batch_size 0", "--limit -1", "--max_length 0", "--seed -1", "--style markdown"],
+    "lens": [
+        "--batch_size 0",
+        "--limit -1",
+        "--max_length 1",
+        "--block 1",
+        "--seed -1",
+        "--style markdown",
+        "--layers 1",
+    ]
+    + ["--layers 1,9", "--layers 1 2 3", "--layers one,two", "--measures entropy,heat", "--measures ,"],
+    "demo": ["--epochs 0", "--epochs -1", "--seed -1", "--languages xx", "--languages en", "--languages ,"],
+}
+
+
+@pytest.mark.parametrize("words", [f"{name} {words}" for name, found in RANGES.items() for words in found])
+def test_values_out_of_range(
+    words: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused before a model is loaded or a benchmark is read."""
+
+    def never(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", never)
+    monkeypatch.setattr("pivotune.evaluation.evaluate.load", never)
+    data = write_rows(tmp_path / "data.jsonl", rows(4))
+    name, *options = words.split(" ")
+    start = {
+        "generate": [base, "hello"],
+        "evaluate": [base, "--benchmarks", "xquad", "--data_dir", tmp_path, "--output", tmp_path / "evaluation"],
+        "layers": [base, "--data", data],
+        "lens": [base, "--data", data, "--output", tmp_path / "lens"],
+        "demo": ["--output", tmp_path / "demo"],
+    }[name]
+    message = refused(capsys, name, *start, *options)
+    assert message.startswith(f"{options[0].removeprefix('--')}: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl"]
+
+
+def test_lists_of_the_other_commands(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_rows(tmp_path / "data.jsonl", rows(8))
+    reports = []
+    for number, words in enumerate((["entropy,similarity"], ["entropy", "similarity"], ["[entropy,", "similarity]"])):
+        output = tmp_path / str(number)
+        options = [
+            "--data",
+            str(data),
+            "--output",
+            str(output),
+            "--languages",
+            "zh",
+            "--layers",
+            "1",
+            "3",
+            "--measures",
+        ]
+        cli.main(["lens", str(base), *options, *words])
+        reports.append(json.loads((output / "lens.json").read_text()))
+    assert reports[0] == reports[1] == reports[2]
+    assert reports[0]["layers"] == {"conversion": 1, "thinking": 3, "count": 3}
+    assert {"entropy", "similarity"} <= set(reports[0]["languages"]["zh"])
 
 
 JUNK = ["@", "[", "{", "[1, {a: 2}]", "{a: b}", "nan", "-1e999", "9" * 400, "ключ", "a,b", "-7", "", "null", "True"]

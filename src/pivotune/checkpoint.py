@@ -846,6 +846,8 @@ def check_generation(path: str | Path, revision: str | None = None) -> None:
         if (Path(path) / "generation_config.json").is_file():
             raise PivotuneError(f"{path}: generation_config.json cannot be read: {reason(error)}") from error
         return  # there is none
+    except ValueError as error:
+        raise PivotuneError(f"{path}: generation_config.json is wrong: {reason(error)}.") from error
     repair_generation(config, path)
 
 
