@@ -629,7 +629,7 @@ def _train(config: RunConfig, args: TrainingArguments, begun: Path | None) -> Pa
     set_seed(args.seed)  # adapters and the Decision Maker start the same on every rank
 
     tokenizer = checkpoint.open_tokenizer(config.model.path, config.model.revision)
-    fix_template_kwargs(tokenizer, config.data.chat_template_kwargs)
+    fix_template_kwargs(tokenizer, config.data.chat_template_kwargs, "data.chat_template_kwargs")
     rows, report, style = _tokenised(config, "train", config.data.train, tokenizer)
     if config.method != "sft" and not report.pairs.total():
         raise PivotuneError(
