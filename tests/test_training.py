@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pivotune.checkpoint import INFO, load_run
+from pivotune.checkpoint import INFO, UNFINISHED, load_run
 from pivotune.config import DeepSupervisionConfig
 from pivotune.data import ParallelCollator, read_examples, tokenize_examples
 from pivotune.errors import PivotuneError
@@ -218,7 +218,7 @@ def test_a_half_written_checkpoint_is_passed_over(base: Path, data: Path, tmp_pa
     (tmp_path / "again").mkdir()
     for step in (1, 2):
         shutil.copytree(whole / f"checkpoint-{step}", tmp_path / "again" / f"checkpoint-{step}")
-    (tmp_path / "again" / "checkpoint-2" / INFO).unlink()
+    (tmp_path / "again" / "checkpoint-2" / INFO).rename(tmp_path / "again" / "checkpoint-2" / UNFINISHED)
     again = train(configuration(base, data, tmp_path / "again", **settings, resume_from_checkpoint="true"))
     same(whole, again)
 

@@ -13,28 +13,50 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers.utils.logging import tqdm
 
 from pivotune.anatomy import unwrap
 from pivotune.answers import AnswerFile
-from pivotune.checkpoint import load_run
+from pivotune.checkpoint import TENSORS, check_model, load_run, read_info
 from pivotune.connection import Connection, Mode, connect
 from pivotune.data.collate import padding_id
 from pivotune.data.examples import ParallelExample, Text, is_english
 from pivotune.data.lines import check_file, read_lines, text_lines
-from pivotune.data.prompts import PromptEncoder, prompt_only
+from pivotune.data.prompts import STYLES, PromptEncoder, prompt_only, without_empty_reasoning
 from pivotune.data.report import DataError
 from pivotune.data.sources import read_prompts
-from pivotune.errors import PivotuneError
-from pivotune.files import check_output_file
+from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
+from pivotune.files import check_output_file, reason
+from pivotune.tokens import check_context, check_ids, end_ids, listed, rows_of, until_end
 
 logger = logging.getLogger(__name__)
 
 Question = str | Text | ParallelExample
+
+
+def connection_mode(run: str | Path, info: Mapping[str, Any], connection: Mode | None) -> Mode:
+    """none, english or matrix, found out without loading the model."""
+    if connection is not None:
+        check_choice("connection", connection, get_args(Mode))
+    if "cc_tuning" not in info:
+        if connection not in (None, "none"):
+            raise PivotuneError(
+                f"connection: got {connection!r}, but {run} was not trained with CC-Tuning. Leave the option out."
+            )
+        return "none"
+    try:
+        with safe_open(Path(run) / TENSORS, "pt") as tensors:
+            has_matrix = "transform_matrix" in tensors.keys()  # noqa: SIM118  # it is no dict
+    except Exception as error:
+        raise PivotuneError(f"{run}: {TENSORS} cannot be read: {reason(error)}.") from error
+    if connection == "matrix" and not has_matrix:
+        raise PivotuneError(f"connection: got 'matrix', but {run} has no Transform Matrix. Choose english or none.")
+    return connection or ("matrix" if has_matrix else "none")
 
 
 def load(
@@ -43,6 +65,7 @@ def load(
     *,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> tuple[Any, Any]:
     """The model of a run (or any causal LM folder or hub name) and its tokenizer, ready to generate.
 
@@ -52,20 +75,17 @@ def load(
             fitted, else none.
         dtype: of the weights; "auto" keeps the saved one.
         device: where to put the model; a GPU if there is one by default.
+        chat_template_kwargs: arguments of the chat template; those that a run was trained with are in its own.
 
     Raises:
         PivotuneError: no such run, a half-written one, or a connection that it does not have.
     """
-    run = load_run(path, dtype=dtype, device=device)
+    mode = connection_mode(path, read_info(path), connection)
+    run = load_run(path, dtype=dtype, device=device, chat_template_kwargs=chat_template_kwargs)
     trained = run.connection_tensors()
     if trained is None:
-        if connection not in (None, "none"):
-            raise PivotuneError(
-                f"connection: got {connection!r}, but {path} was not trained with CC-Tuning. Leave the option out."
-            )
         return run.model, run.tokenizer
     config, decision_maker, matrix = trained
-    mode: Mode = connection or ("none" if matrix is None else "matrix")
     connect(run.model, Connection(run.model, config, decision_maker, matrix), mode)
     return run.model, run.tokenizer
 
@@ -91,7 +111,11 @@ def generate_texts(
         batch_size: questions per call of generate().
         progress: show a progress bar.
         generate_options: what `generate()` of transformers takes, e.g. num_beams=4, do_sample=True;
-            max_new_tokens is 64 where no limit is given.
+            max_new_tokens is 64 where no limit is given. Answers end with any token that ends one for the tokenizer,
+            the chat template or the model; eos_token_id=... sets others in their place.
+
+    Raises:
+        PivotuneError: a prompt with a token that the model does not have, or one that cannot be rendered.
     """
     answers: list[str] = [""] * len(questions)
     batches = generate_batches(
@@ -109,7 +133,8 @@ class Answer(NamedTuple):
 
     Attributes:
         question: its place among those given, from 0.
-        text: all that was generated, white space at its ends included.
+        text: all that was generated before the end token, without an empty block of reasoning (<think></think>); white
+            space at its ends included.
         cut: whether the prompt's beginning was cut off.
     """
 
@@ -137,18 +162,26 @@ def generate_batches(
     if not questions:
         return
     encoder = PromptEncoder(tokenizer, style)
-    prompts = _encode(encoder, questions)
-    english = _encode(encoder, _english_of(questions)) if connection == "english" else None
-    device, pad = next(model.parameters()).device, padding_id(tokenizer)
+    rows_of_table = rows_of(model)
+    prompts = _encode(encoder, questions, rows_of_table)
+    english = _encode(encoder, _english_of(questions), rows_of_table) if connection == "english" else None
+    device, pad = next(model.parameters()).device, padding_id(tokenizer, rows_of_table)
     connected = torch.tensor([not (isinstance(q, ParallelExample) and is_english(q.language)) for q in questions])
     is_connected = "generate" in vars(unwrap(model))
     options = {"pad_token_id": pad, "do_sample": False, **generate_options}
     if not {"max_new_tokens", "max_length", "generation_config"} & set(options):
         options["max_new_tokens"] = 64
+    given = getattr(options.get("generation_config"), "eos_token_id", None)
+    ends = listed(options.get("eos_token_id", given)) or end_ids(model, tokenizer)
+    if ends:
+        options["eos_token_id"] = ends
     if connection is not None and (is_connected or connection != "none"):
         options["connection"] = connection
 
     keep = slice(None if max_prompt_tokens is None else -max_prompt_tokens, None)
+    new_tokens = options.get("max_new_tokens") or 0
+    lengths = [len(ids[keep]) + new_tokens for ids in prompts]
+    check_context(model, tokenizer, lengths, "prompts with the answers' max_new_tokens", "Shorten them, or lower it.")
     order = sorted(range(len(questions)), key=lambda i: -len(prompts[i]))  # longest first: memory fails early, not late
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
@@ -162,7 +195,8 @@ def generate_batches(
             ids = model.generate(**inputs, **options)
         new = ids[:, inputs["input_ids"].shape[1] :]
         several = len(new) // len(rows)  # num_return_sequences: the first is the best
-        texts = tokenizer.batch_decode(new[::several], skip_special_tokens=True)
+        spoken = [until_end(ids, ends) for ids in new[::several].tolist()]
+        texts = map(without_empty_reasoning, tokenizer.batch_decode(spoken, skip_special_tokens=True))
         cut = [max_prompt_tokens is not None and len(prompts[i]) > max_prompt_tokens for i in rows]
         yield [Answer(*parts) for parts in zip(rows, texts, cut, strict=True)]
 
@@ -177,6 +211,7 @@ def generate(
     overwrite: bool = False,
     connection: Mode | None = None,
     style: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     batch_size: int = 16,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
@@ -196,6 +231,8 @@ def generate(
         overwrite: replace an existing output, and throw away the answers of an interrupted call with other options.
         connection: none, english (the file has English counterparts) or matrix.
         style: prompt style; None takes the one the run was trained with.
+        chat_template_kwargs: arguments of the chat template, e.g. {"enable_thinking": false}; those that a run was
+            trained with are in its own.
         batch_size: questions answered at a time.
         max_new_tokens: length limit of an answer, in tokens.
         temperature: 0 is greedy; above, answers are sampled.
@@ -205,14 +242,18 @@ def generate(
     Returns:
         The answers, in the order of the prompts.
     """
-    if temperature < 0:
-        raise PivotuneError(f"temperature: got {temperature}; give 0 for greedy answers, or a number above.")
+    check_number("temperature", temperature, 0, why="; 0 is greedy")
     for option, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
-        if value < 1:
-            raise PivotuneError(f"{option}: got {value}; give a whole number >= 1.")
+        check_number(option, value, 1, whole=True)
+    check_seed("seed", seed)
+    if style is not None:
+        check_choice("style", style, STYLES)
+    connection_mode(run, check_model(run), connection)
     if output is not None:
         check_output_file("output", output, overwrite=overwrite)  # before standard input is waited for
     questions = _questions(prompts, prompts_file, columns)
+    if connection == "english":
+        _english_of(questions)
     file = None
     if output is not None:
         settings = {
@@ -221,6 +262,7 @@ def generate(
             "state of the run": _state(Path(run)),
             "connection": connection,
             "style": style,
+            "chat_template_kwargs": chat_template_kwargs,
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
             "num_beams": num_beams,
@@ -231,7 +273,7 @@ def generate(
             logger.warning("output: %s holds %d of %d answers; going on.", file.part, len(file.done), len(questions))
     done = dict(file.done) if file else {}
     remaining = [number for number in range(len(questions)) if number not in done]
-    model, tokenizer = load(run, connection)
+    model, tokenizer = load(run, connection, chat_template_kwargs=chat_template_kwargs)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     batches = generate_batches(
         model,
@@ -382,12 +424,15 @@ def _english_of(questions: Sequence[Question]) -> list[Question]:
     return english
 
 
-def _encode(encoder: PromptEncoder, questions: Sequence[Question]) -> list[list[int]]:
+def _encode(encoder: PromptEncoder, questions: Sequence[Question], rows_of_table: int) -> list[list[int]]:
     rendered = [
         encoder.render(prompt_only(q), q.where if isinstance(q, ParallelExample) else f"prompt {number}")
         for number, q in enumerate(questions, start=1)
     ]
-    return [encoded.prompt_ids for encoded in encoder.tokenize(rendered)]
+    encoded = [one.prompt_ids for one in encoder.tokenize(rendered)]
+    for one, ids in zip(rendered, encoded, strict=True):
+        check_ids(rows_of_table, ids, one.where, encoder.tokenizer)
+    return encoded
 
 
 def _left_padded(rows: list[list[int]], pad: int, device: torch.device) -> dict[str, Tensor]:

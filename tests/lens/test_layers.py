@@ -227,6 +227,25 @@ def test_the_command_refuses(base: Path, data: Path, capsys: pytest.CaptureFixtu
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ending", ["json", "png", "svg"])
+def test_files_that_are_there_are_replaced_only_when_asked(
+    ending: str, base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / f"curves.{ending}"
+    mine.write_text("mine")
+    options: dict[str, Any] = dict(data=str(data), limit=2, output=str(tmp_path / "curves"))
+    with monkeypatch.context() as patch, pytest.raises(PivotuneError, match=rf"^output: .*\.{ending} already exists"):
+        patch.setattr("pivotune.lens.layers.load_run", lambda *_: pytest.fail("the model is loaded"))
+        layers(str(base), **options)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+    layers(str(base), **options, overwrite=True)
+    assert len(list(tmp_path.iterdir())) == 3 and mine.stat().st_size > 1000
+    with pytest.raises(PivotuneError, match="already exists"):  # its own files too
+        layers(str(base), **options)
+    with pytest.raises(PivotuneError, match="is a file, so"):
+        layers(str(base), **{**options, "output": str(mine / "curves")})
+
+
 def test_what_is_shown(tmp_path: Path) -> None:
     from pivotune.lens.entropy import EntropyCurve
 

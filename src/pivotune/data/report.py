@@ -36,6 +36,8 @@ class Report:
         places: the first few places per reason of a skip, and per note.
         truncated: answers whose end was cut to fit `max_length`.
         english_truncated: the same, of the English answers.
+        ends: answers per token that ends them, English ones included, whether or not their end was cut.
+        remarks: what holds for all rows.
     """
 
     rows: Counter[str] = field(default_factory=Counter)
@@ -45,6 +47,8 @@ class Report:
     places: dict[str, list[str]] = field(default_factory=dict)
     truncated: int = 0
     english_truncated: int = 0
+    ends: Counter[str] = field(default_factory=Counter)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def kept(self) -> int:
@@ -88,4 +92,8 @@ class Report:
             lines.append(f"  {title}: {count} ({', '.join(self.places[reason])}{more})")
         if self.truncated or self.english_truncated:
             lines.append(f"  answers cut at the end: {self.truncated} target, {self.english_truncated} English")
-        return "\n".join(lines)
+        if self.ends:
+            lines.append(
+                f"  answers end with {', '.join(f'{end} ({count})' for end, count in self.ends.most_common())}"
+            )
+        return "\n".join([*lines, *(f"  {remark}" for remark in self.remarks)])
