@@ -430,7 +430,7 @@ def test_template_arguments_that_cannot_be() -> None:
     with pytest.raises(PivotuneError, match="got 'enable_thinking', which the tokenizer's chat template does not read"):
         fix_template_kwargs(tokenizer, {"enable_thinking": False})
     tokenizer = tokenizer_of_shape("Qwen3")
-    with pytest.raises(PivotuneError, match="enable_thinking is <object"):
+    with pytest.raises(PivotuneError, match="enable_thinking: got <object"):
         fix_template_kwargs(tokenizer, {"enable_thinking": object()})
 
 
