@@ -475,9 +475,9 @@ def _solved(equations: NormalEquations, ridge: float) -> Tensor:
         raise PivotuneError("transform matrix: the model's activations on data.train have NaN or infinity.")
     try:
         weight = equations.solve(ridge)
-    except RuntimeError as error:  # torch.linalg.LinAlgError, which torch does not export to type checkers
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # exported, though not in its __all__
         raise PivotuneError(
-            f"transform matrix: these pairs do not determine it with cc_tuning.ridge: {ridge:g}. Raise it; 0.01 is usual."
+            f"transform matrix: cannot be solved with cc_tuning.ridge: {ridge:g}. Raise it; 0.01 is usual."
         ) from error
     if broken(weight.float()):
         raise PivotuneError(f"transform matrix: overflows with cc_tuning.ridge: {ridge:g}. Raise it; 0.01 is usual.")

@@ -367,18 +367,19 @@ def _questions(
     is_text = prompts_file is not None and prompts_file.lower().removesuffix(".gz").endswith(".txt")
     if columns and (is_text or not prompts_file):
         raise PivotuneError("columns: has no effect on plain text; it names the fields of a JSON or Parquet file.")
-    if prompts_file and not is_text:
-        try:
-            return list(read_prompts(prompts_file, columns=columns))
-        except DataError:
-            raise
-        except PivotuneError as error:
-            raise PivotuneError(f"prompts_file: {error}; .txt holds one question per line.") from error
     lines: Iterable[tuple[str, str]]
     if prompts:
         lines = ((f"prompt {number}", prompt) for number, prompt in enumerate(prompts, start=1))
     elif prompts_file:
-        check_file(Path(prompts_file), "a .txt file with one question per line, or JSON lines")
+        try:
+            if not is_text:
+                return list(read_prompts(prompts_file, columns=columns))
+            check_file(Path(prompts_file), "a file such as .txt or .jsonl")
+        except DataError:
+            raise
+        except PivotuneError as error:
+            kinds = "" if is_text else "; .txt holds one question per line"
+            raise PivotuneError(f"prompts_file: {error}{kinds}.") from error
         lines = text_lines(read_lines(Path(prompts_file)), prompts_file)
     else:
         lines = _standard_input()

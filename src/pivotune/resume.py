@@ -68,7 +68,6 @@ POSITION = {
     _EXAMPLES_PER_STEP: "so many examples are one step",
     "training.dataloader_drop_last": "it decides how many steps an epoch has",
     "training.train_sampling_strategy": "it decides the order of the rows",
-    "training.group_by_length": "it decides the order of the rows",
 }
 SAID = {
     "training.learning_rate": "the schedule goes on with the new one",
@@ -214,7 +213,7 @@ def base_digest(path: str, revision: str | None = None) -> str | None:
     Two folders of the same content have the same one, wherever they lie.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not folder.exists():
         try:
             found = try_to_load_from_cache(path, "config.json", revision=revision)
         except ValueError:  # no name of a model
@@ -223,7 +222,8 @@ def base_digest(path: str, revision: str | None = None) -> str | None:
             return None
         folder = Path(found).parent
     digest = hashlib.blake2b(digest_size=16)
-    for file in sorted({folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")}):
+    files = {folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")}
+    for file in [folder] if folder.is_file() else sorted(files):  # a GGUF file is a whole model
         if not file.is_file():
             continue
         size = file.stat().st_size
@@ -239,12 +239,10 @@ def rows_digest(rows: datasets.Dataset) -> str:
     """A digest of what training reads of tokenised rows, in their order."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(rows.column_names):
-        column = rows.data.column(name)
-        for part in column.chunks:
-            if pa.types.is_list(part.type):
-                lengths = part.value_lengths().fill_null(-1)
-                part = part.flatten()
-                digest.update(lengths.to_numpy(zero_copy_only=False).tobytes())
+        parts = rows.data.column(name).chunks
+        if pa.types.is_list(parts[0].type):  # how long each row's list is, then what is in them
+            parts = [*(part.value_lengths() for part in parts), *(part.flatten() for part in parts)]
+        for part in parts:
             if pa.types.is_integer(part.type):
                 digest.update(part.fill_null(-1).to_numpy(zero_copy_only=False).tobytes())
     return digest.hexdigest()
@@ -281,7 +279,7 @@ def compare(folder: str | Path, then: Mapping[str, Any], now: Mapping[str, Any])
             f"{'; '.join(refused)}. So says {Path(folder) / checkpoint.INFO}. Give the old value, or begin a new run "
             f"(another output, without training.resume_from_checkpoint).{place}"
         )
-    if "model.path" in new and then.get("base_model") != now.get("base_model"):
+    if "base_digest" in now and then.get("base_digest") and then["base_model"] != now["base_model"]:
         told.append(f"model.path: {now['base_model']} has the content of {then['base_model']}, and takes its place.")
     return told
 

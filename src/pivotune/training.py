@@ -301,8 +301,8 @@ class PivotuneTrainer(Trainer):
         if not self._untrained:
             return
         now = finite.checksums(self._trained().values())
-        changed = torch.stack([a != b for a, b in zip(self._untrained, now, strict=True)]).any()
-        if not self._sum(changed.int()[None]).item():
+        changed = any(bool(a != b) for a, b in zip(self._untrained, now, strict=True))
+        if not self._sum(torch.tensor([int(changed)])).item():
             dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in self._trained().values()}
             raise PivotuneError(
                 f"step {self.state.global_step}: not a bit of any parameter has changed, so nothing is trained. Raise "
@@ -499,16 +499,16 @@ class PivotuneTrainer(Trainer):
             checkpoint.restore(self.method, resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """A learning rate that was changed takes effect: the optimizer's and the scheduler's state hold the old one."""
+        """What was changed of the learning rate and its schedule takes effect: the states hold the old rate."""
         rates = list(getattr(self.lr_scheduler, "base_lrs", []))
         super()._load_optimizer_and_scheduler(checkpoint)
-        scheduler = self.lr_scheduler
-        if checkpoint is None or not isinstance(scheduler, LambdaLR) or scheduler.base_lrs == rates:
+        scheduler, optimizer = self.lr_scheduler, self.optimizer
+        if checkpoint is None or optimizer is None or not isinstance(scheduler, LambdaLR):
             return
         scheduler.base_lrs = rates
-        optimizer: Any = self.optimizer
         for group, rate, factor in zip(optimizer.param_groups, rates, scheduler.lr_lambdas, strict=True):
             group["initial_lr"], group["lr"] = rate, rate * factor(scheduler.last_epoch)
+        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -865,7 +865,7 @@ def _with_adapters(model: Any, options: LoraOptions) -> nn.Module:
         lora_dropout=options.dropout,
         target_modules=options.target_modules,
     )
-    layers = [name for name, parameter in model.named_parameters() if parameter.dim() == 2]
+    layers = [name for name, one in model.named_parameters(remove_duplicate=False) if one.dim() == 2]
     for wanted in [] if isinstance(options.target_modules, str) else options.target_modules:
         if not any(f".{layer}".endswith(f".{wanted}.weight") for layer in layers):
             found = ", ".join(sorted({layer.split(".")[-2] for layer in layers}))

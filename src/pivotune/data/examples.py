@@ -455,7 +455,9 @@ def _turn(message: Any, place: str, last: bool, reading: _Reading) -> Turn:
     for key, value in message.items():
         if key in names.values() or value is None:
             continue
-        if key in ("tool_calls", "function_call") and value:
+        if key in ("tool_calls", "function_call"):
+            if not value:
+                continue
             problem, fix = f"field '{place}.{key}' is a tool call, which is not read", "remove the row"
             raise DataError(where, "tool call", problem, f"{fix}; data.on_bad: skip leaves out all of them")
         if key == "weight" and (not last or value == 1):
@@ -480,6 +482,8 @@ def _turn(message: Any, place: str, last: bool, reading: _Reading) -> Turn:
 
 def _part(part: Any, name: str, where: str) -> str:
     """A part of a message's content, {type: text, text: ...}."""
+    if isinstance(part, str):
+        return part
     if isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
     raise _wrong_type(where, f"field '{name}'", part, "text, as a string or as {type: text, text: ...}")

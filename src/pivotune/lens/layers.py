@@ -127,6 +127,8 @@ def choose_layers(
         >>> choice = pivotune.lens.choose_layers(model, tokenizer, examples, language="zh")
         >>> DeepSupervisionConfig(conversion_layer=choice.conversion_layer, thinking_layer=choice.thinking_layer)
     """
+    if language is not None:
+        (language,) = read_languages("language", [language])
     target, english = _drawn(examples, language, limit, seed)
     encoder = PromptEncoder(tokenizer, style)
     pairs = [(one.english, one.where) for one in target if one.english is not None]

@@ -69,6 +69,50 @@ def test_the_files_say_what_was_found(two: tuple[str, str], tmp_path: Path, caps
     assert not any("▲" in table or "▼" in table for table in found.tables if "loses" in table)
 
 
+@pytest.mark.parametrize("name", ["compare.html", "compare.json", "plots/mine.png", "plots/lens-zh/entropy.svg"])
+def test_files_that_are_there_are_replaced_only_when_asked(name: str, two: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(PivotuneError, match=rf"^output: .*{name} already exists.*--overwrite true"):
+        compare(list(two), output=str(tmp_path))
+    assert {path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == {"mine"}
+    compare(list(two), output=str(tmp_path), overwrite=True)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+    with pytest.raises(PivotuneError, match="already exists"):  # its own files too
+        compare(list(two), output=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("[{", "training_log.json:1: is not valid JSON"),
+        ("{}", "a list of objects is expected"),
+        ('[{"step": "1", "loss": 2}]', "step of entry 1 is '1', not a number"),
+        ('[{"step": 1}, {"train_runtime": []}]', "train_runtime of entry 2"),
+    ],
+)
+def test_a_damaged_training_log_is_named(content: str, problem: str, two: tuple[str, str], tmp_path: Path) -> None:
+    (Path(two[1]) / "training_log.json").write_text(content)
+    with pytest.raises(PivotuneError, match=re.escape(problem)):
+        compare(list(two), output=str(tmp_path / "out"))
+
+
+def test_losses_that_are_no_numbers_are_left_out(two: tuple[str, str], tmp_path: Path) -> None:
+    log = [{"step": 1, "loss": None, "lm": None}, {"step": 2, "loss": 1.5, "lm": 1.5}, {"train_runtime": None}]
+    (Path(two[1]) / "training_log.json").write_text(json.dumps(log))
+    compare(list(two), output=str(tmp_path / "out"))
+    assert "1.5 → 1.5" in (tmp_path / "out" / "compare.md").read_text()
+
+
+def test_a_damaged_record_of_a_run_is_named(two: tuple[str, str], tmp_path: Path) -> None:
+    for content, problem in {"{": "is not valid JSON", "[]": "holds a list", '{"format": 1}': "method is None"}.items():
+        (Path(two[1]) / "pivotune.json").write_text(content)
+        with pytest.raises(PivotuneError, match=rf"pivotune\.json.*{problem}"):
+            compare(list(two), output=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_protocols_are_never_mixed(two: tuple[str, str], tmp_path: Path) -> None:
     compare(list(two), output=str(tmp_path / "out"))
     found = Tables((tmp_path / "out" / "compare.html").read_text())
@@ -189,7 +233,7 @@ def test_the_lens_has_a_section(two: tuple[str, str], tmp_path: Path) -> None:
     assert len(list((tmp_path / "three" / "plots").glob("lens-*better/entropy.png"))) == 2
     path.write_text(json.dumps({"run": "x"}))
     with pytest.raises(PivotuneError, match=re.escape(f"{path}: is no report of `pivotune lens`")):
-        compare(list(two), output=str(tmp_path / "out"))
+        compare(list(two), output=str(tmp_path / "out"), overwrite=True)
 
 
 def test_a_single_run_has_scores_and_no_tests(two: tuple[str, str], tmp_path: Path) -> None:
