@@ -17,12 +17,13 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-import math
+import logging
 import os
+import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -31,19 +32,29 @@ from typing import Any
 
 import torch
 import transformers
-from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerState
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    TrainerState,
+)
 from transformers.trainer_pt_utils import safe_globals
+from transformers.utils.import_utils import is_gguf_available
 
 import pivotune
 from pivotune import tokens
-from pivotune.anatomy import unwrap
+from pivotune.anatomy import TEXT_PARTS, Anatomy, text_part, unwrap
 from pivotune.data.prompts import fix_template_kwargs
 from pivotune.errors import PivotuneError
 from pivotune.files import LOCK, free_bytes, make_folder, read_json, reason, size, write_text, writing
+from pivotune.finite import check_finite, without_nan
 from pivotune.methods import (
     SFT,
     CCTuning,
@@ -53,6 +64,9 @@ from pivotune.methods import (
     DeepSupervisionConfig,
     Method,
 )
+from pivotune.options import similar
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 INFO, TENSORS, ADAPTER_CONFIG = "pivotune.json", "pivotune.safetensors", "adapter_config.json"
@@ -130,7 +144,7 @@ def write_model(
     if connected and adapter:
         config = read_json(folder / ADAPTER_CONFIG)
         config[CONNECTION_IS_OFF] = True
-        _write_json(folder / ADAPTER_CONFIG, config)
+        write_json(folder / ADAPTER_CONFIG, config)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     own = method.extra_state()
@@ -150,7 +164,7 @@ def mark_complete(folder: str | Path, info: dict[str, Any]) -> None:
         if path.is_file():
             with path.open("r+b") as file:
                 os.fsync(file.fileno())
-    _write_json(folder / INFO, info)
+    write_json(folder / INFO, info)
     (folder / UNFINISHED).unlink(missing_ok=True)
 
 
@@ -260,17 +274,26 @@ def check_space(folder: str | Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, f"about {size(needed)} are needed and {size(free)} are free")
 
 
+def complete_checkpoints(folder: str | Path) -> list[Path]:
+    """Each `checkpoint-N` whose writing was not interrupted, the greatest N first."""
+    return sorted(filter(is_complete, _checkpoints(folder)), key=_step, reverse=True)
+
+
 def last_complete_checkpoint(folder: str | Path) -> Path | None:
     """The `checkpoint-N` of the greatest N whose writing was not interrupted."""
-    return max(filter(is_complete, _checkpoints(folder)), key=_step, default=None)
+    return next(iter(complete_checkpoints(folder)), None)
 
 
-def remove_old_checkpoints(folder: str | Path, limit: int | None, best: str | None) -> None:
-    """Keep the newest checkpoint, the best one, and as many of the others as `limit` allows; None keeps all."""
+def remove_old_checkpoints(folder: str | Path, limit: int | None, best: str | None, newest: Path | None = None) -> None:
+    """Keep the newest checkpoint, the best one, and as many of the others as `limit` allows; None keeps all.
+
+    `newest` is the one that was just written; that of the greatest N where None. A folder of a greater N may be left
+    of an interrupted write, or have been passed over in resuming.
+    """
     ordered = sorted(_checkpoints(folder), key=_step)
     if not limit or not ordered:
         return
-    kept = {ordered[-1]} | ({Path(best)} if best else set())
+    kept = {newest or ordered[-1]} | ({Path(best)} if best else set())
     spare = [path for path in ordered if path not in kept and _is_own(path)]
     for path in spare[: max(0, len(ordered) - max(limit, len(kept)))]:
         with suppress(OSError):
@@ -301,17 +324,8 @@ def _begin(folder: Path) -> None:
     (folder / INFO).unlink(missing_ok=True)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
-
-
-def _finite(content: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(without_nan(content), indent=2, ensure_ascii=False) + "\n")
 
 
 def _version(package: str) -> str | None:
@@ -384,16 +398,19 @@ def load_run(
     The model's generate() stops at every token that ends an answer (`pivotune.tokens.end_ids`).
 
     Raises:
-        PivotuneError: nothing there, a half-written folder, a folder of a newer Pivotune, or a missing base model.
+        PivotuneError: nothing there, a half-written folder, a folder of a newer Pivotune, a missing base model, or
+            tensors that are not finite.
     """
     info = read_info(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    options = {"attn_implementation": attn_implementation}
+    options: dict[str, Any] = {"attn_implementation": attn_implementation}
     tensors: dict[str, Tensor] = {}
+    tokenizer = open_tokenizer(path)
     if not info:
         model = open_model(path, dtype=dtype, **options)
     elif info.get("adapter"):
-        base = open_model(info["base_model"], dtype=info["dtype"] if dtype == "auto" else dtype, **options)
+        options["dtype"] = info["dtype"] if dtype == "auto" else dtype
+        base = open_model(info["base_model"], info.get("revision"), **options)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=f".*{CONNECTION_IS_OFF}")
             warnings.filterwarnings("error", message=".*missing adapter keys")
@@ -408,11 +425,35 @@ def load_run(
         model = _own_weights(AutoModelForCausalLM, path, dtype=dtype, **options)
     if "cc_tuning" in info:
         tensors = _load_tensors(path, ["decision_maker.weight"])
+    check_finite(str(path), [*model.named_parameters(), *tensors.items()])
     model.pivotune_prompt_style = info.get("prompt_style", "auto")
-    tokenizer = open_tokenizer(path)
     fix_template_kwargs(tokenizer, chat_template_kwargs)
     _fit(model, tokenizer, path)
     return Run(model.to(device).eval(), tokenizer, info, tensors)
+
+
+def check_model(path: str | Path) -> dict[str, Any]:
+    """`read_info`, with a look at the configuration of the model that `load_run` would open.
+
+    Raises:
+        PivotuneError: as `load_run`, where the files beside the weights show it.
+    """
+    info = read_info(path)
+    open_config(*_base_of(path, info))
+    return info
+
+
+def anatomy_of(path: str | Path) -> Anatomy:
+    """The parts of the model that `load_run` opens, without its weights.
+
+    Raises:
+        PivotuneError: as `check_model`, or an architecture that Pivotune does not know.
+    """
+    return Anatomy(open_skeleton(*_base_of(path, read_info(path))))
+
+
+def _base_of(path: str | Path, info: dict[str, Any]) -> tuple[str | Path, str | None]:
+    return (info["base_model"], info.get("revision")) if info.get("adapter") else (path, None)
 
 
 def _fit(model: Any, tokenizer: Any, path: str | Path) -> None:
@@ -431,9 +472,8 @@ def read_info(path: str | Path) -> dict[str, Any]:
         PivotuneError: the folder does not exist, is half-written or of a newer Pivotune, or a file in it is damaged.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        if folder.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") > 1 or folder.exists():
-            raise PivotuneError(f"{path}: no such run folder.")
+    if not os.path.isdir(folder):
+        _source(path)
         return {}
     if is_complete(folder):
         info = read_info_file(folder / INFO)
@@ -455,7 +495,11 @@ def read_info(path: str | Path) -> dict[str, Any]:
     if (folder / TENSORS).is_file():
         raise PivotuneError(f"{path}: {INFO} is missing, without which its {TENSORS} cannot be used. Copy it again.")
     if not ((folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file()):
-        raise PivotuneError(f"{path}: is neither a run of Pivotune ({INFO} is missing) nor a model (config.json).")
+        found = sorted(folder.glob("*.gguf"))
+        hint = f" Give its GGUF file, {found[0]}." if found else ""
+        raise PivotuneError(
+            f"{path}: is neither a run of Pivotune ({INFO} is missing) nor a model (config.json).{hint}"
+        )
     check_files(folder)
     return {}
 
@@ -574,17 +618,33 @@ def _unusable(place: Path, problem: str) -> PivotuneError:
 def restore(method: Method, folder: str | Path) -> None:
     """Put the weights (or the adapter) and the method's own tensors of a checkpoint back into `method`."""
     if isinstance(method.model, PeftModel):
-        set_peft_model_state_dict(method.model, load_peft_weights(str(folder), device="cpu"))
+        adapter = load_peft_weights(str(folder), device="cpu")
+        _check_fit(folder, adapter, get_peft_model_state_dict(method.model))
+        set_peft_model_state_dict(method.model, adapter)
     else:
         model = unwrap(method.model)
         # By way of from_pretrained, which knows shards, tied weights and renamed parameters.
-        model.load_state_dict(_own_weights(type(model), folder, dtype=model.dtype).state_dict())
+        weights = _own_weights(type(model), folder, dtype=model.dtype).state_dict()
+        _check_fit(folder, weights, model.state_dict())
+        model.load_state_dict(weights)
     own = method.extra_state()
     if own:
         saved = _load_tensors(folder, own)
+        _check_fit(folder, {name: saved[name] for name in own}, own)
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(saved[name])
+
+
+def _check_fit(folder: str | Path, saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raise a PivotuneError unless saved tensors are those of the model, in name and shape."""
+    for name in sorted({*saved, *own}):
+        has, needs = (f"shape {tuple(x[name].shape)}" if name in x else "no such tensor" for x in (saved, own))
+        if has != needs:
+            raise PivotuneError(
+                f"{folder}: its weights do not fit this model: {name} has {has} there, and {needs} here. Resume with "
+                "the options it was trained with."
+            )
 
 
 def _load_tensors(folder: str | Path, names: Iterable[str]) -> dict[str, Tensor]:
@@ -598,30 +658,196 @@ def _load_tensors(folder: str | Path, names: Iterable[str]) -> dict[str, Tensor]
     return tensors
 
 
-def open_model(path: str | Path, **options: Any) -> Any:
-    """`AutoModelForCausalLM.from_pretrained` with errors of one line."""
-    if (Path(path) / ADAPTER_CONFIG).is_file():
-        raise PivotuneError(f"{path}: is an adapter. Merge it into its base model first (PEFT's merge_and_unload).")
-    if Path(path).is_dir():
+# Opening models and tokenizers -------------------------------------------------------------------------------------
+
+
+def open_config(path: str | Path, revision: str | None = None) -> PretrainedConfig:
+    """The configuration of a model that can be opened as a causal language model; its weights are not touched.
+
+    Of a model for text and pictures whose text part Pivotune knows, the configuration of that part.
+
+    Args:
+        path: a folder, a GGUF file or a name on the hub.
+        revision: on the hub.
+
+    Raises:
+        PivotuneError: there is no such model, it is of another kind, or it wants to run code of its own.
+    """
+    where = _source(path)
+    if os.path.isdir(path):
         read_info(path)  # refuses what is half-written or damaged
+        if (Path(path) / ADAPTER_CONFIG).is_file():
+            raise PivotuneError(f"{path}: is an adapter. Merge it into its base model first (PEFT's merge_and_unload).")
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+        written, _ = PretrainedConfig.get_config_dict(**where, revision=revision or "main")
+        config = AutoConfig.from_pretrained(**where, revision=revision or "main", trust_remote_code=False)
+    except Exception as error:  # whatever a file that is not as it should be makes the library do
+        raise PivotuneError(_why_not(path, error)) from error
+    name = ", ".join(map(str, written.get("architectures") or [config.model_type]))
+    if config.model_type in TEXT_PARTS:
+        return config.get_text_config(decoder=True)
+    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise PivotuneError(f"{path}: is no causal language model but {name}. Give a model that continues text.")
+    if re.search(r"For(?!CausalLM)", name):
+        raise PivotuneError(
+            f"{path}: holds a {name}, which has no output head for text. Give the causal language model that it was "
+            "made from."
+        )
+    return config
+
+
+def open_skeleton(path: str | Path, revision: str | None = None, **options: Any) -> Any:
+    """The model without its weights, for checks of what depends on its shape.
+
+    Raises:
+        PivotuneError: as `open_config`; or transformers cannot make it with these options.
+    """
+    config = open_config(path, revision)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+    except (OSError, ValueError, ImportError, TypeError) as error:
+        raise PivotuneError(f"{path}: cannot be opened as a causal language model: {reason(error)}.") from error
+
+
+def open_model(path: str | Path, revision: str | None = None, **options: Any) -> Any:
+    """`AutoModelForCausalLM.from_pretrained`, for GGUF files too, and with errors of one line.
+
+    Args:
+        path: a folder, a GGUF file or a name on the hub.
+        revision: on the hub.
+        options: of `from_pretrained`: dtype, attn_implementation.
+
+    Raises:
+        PivotuneError: as `open_config`; or the weights are damaged, missing or of another model.
+    """
+    open_config(path, revision)
+    where = _source(path)
+    if "gguf_file" in where and (unpacked := getattr(transformers, "GgufConfig", None)):
+        options["quantization_config"] = unpacked(dequantize=True)  # blocks can be read, but not trained
+    options |= {"revision": revision or "main", "trust_remote_code": False}
+    model: Any
+    report: Any
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(**where, output_loading_info=True, **options)  # type: ignore[misc]
     except Exception as error:  # whatever a damaged or foreign folder makes of it
         raise PivotuneError(f"{path}: cannot be opened as a causal language model: {reason(error)}.") from error
-    model, report = loaded
     if missing := sorted(map(str, report["missing_keys"])):
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise PivotuneError(f"{path}: {len(missing)} of its weights are missing ({shown}). Is the download complete?")
+    if model.config.model_type in TEXT_PARTS:
+        model = text_part(model)
+    if "gguf_file" in where:
+        _forget_gguf(model)
     return model
 
 
-def open_tokenizer(path: str | Path, **options: Any) -> Any:
-    """`AutoTokenizer.from_pretrained` with errors of one line."""
+def open_tokenizer(path: str | Path, revision: str | None = None) -> Any:
+    """`AutoTokenizer.from_pretrained`, for GGUF files too, and with errors of one line."""
     check_files(path)
     try:
-        return AutoTokenizer.from_pretrained(path, **options)
-    except Exception as error:  # tokenizers raises nothing more special
+        return AutoTokenizer.from_pretrained(**_source(path), revision=revision or "main", trust_remote_code=False)
+    except PivotuneError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exceptions
         raise PivotuneError(f"{path}: its tokenizer cannot be opened: {reason(error)}. Are its files whole?") from error
+
+
+def _source(path: str | Path) -> dict[str, str]:
+    """What `from_pretrained` calls this folder, GGUF file or name on the hub.
+
+    Raises:
+        PivotuneError: a folder or file that does not exist, or that is no model.
+    """
+    folder = Path(path)
+    if os.path.isdir(folder):  # unlike Path.is_dir, it does not raise at impossible names
+        return {"pretrained_model_name_or_path": str(path)}
+    if folder.suffix.lower() == ".gguf" and os.path.isfile(folder):
+        if not is_gguf_available():
+            raise PivotuneError(f"{path}: GGUF files need the package gguf: pip install 'pivotune[gguf]'.")
+        return {"pretrained_model_name_or_path": str(folder.parent), "gguf_file": folder.name}
+    if os.path.exists(folder):
+        raise PivotuneError(f"{path}: is a file. Give the folder that holds the model, or a GGUF file.")
+    if _looks_local(path):
+        raise PivotuneError(f"{path}: no such folder{similar(path)}")
+    return {"pretrained_model_name_or_path": str(path)}
+
+
+def _looks_local(path: str | Path) -> bool:
+    """Whether this names a folder or a file, and cannot be a name on the hub."""
+    name = str(path)
+    return (
+        Path(name).is_absolute()
+        or name.startswith((".", "~"))
+        or name.endswith(("/", ".gguf"))
+        or name.count("/") > 1
+        or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is None
+    )
+
+
+def _why_not(path: str | Path, error: Exception) -> str:
+    """The message for a configuration that cannot be opened."""
+    why = reason(error)
+    if "custom code" in str(error) or "trust_remote_code" in str(error):
+        return (
+            f"{path}: its architecture is not part of transformers and comes as code in the model's folder, which "
+            "Pivotune does not run."
+        )
+    if "does not recognize this architecture" in str(error):
+        named = re.search(r"model type `(.*?)`", str(error))
+        what = f"architecture {named[1]!r}" if named else "its architecture"
+        return f"{path}: {what} is not known to transformers {transformers.__version__}."
+    if not os.path.exists(path):
+        hint = similar(path) if Path(path).parent.is_dir() else "."
+        return f"{path}: no such folder, and no model that the hub gives ({why}){hint}"
+    return f"{path}: its configuration cannot be read: {why}."
+
+
+def _forget_gguf(model: Any) -> None:
+    """What transformers notes about a quantised file: the weights are ordinary ones now, and are to be saved."""
+    for name in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, name):
+            delattr(model, name)
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def repair_generation(config: GenerationConfig, path: str | Path) -> list[str]:
+    """Leave out what a generation configuration sets without effect, such as a temperature without sampling:
+    transformers would refuse to save it, after the training.
+
+    Returns:
+        The names of what was left out.
+
+    Raises:
+        PivotuneError: it is wrong in another way.
+    """
+    try:
+        config.validate(strict=True)
+        return []
+    except ValueError as error:
+        idle = re.findall(r"^- `(\w+)`:", str(error), flags=re.MULTILINE)
+    for name in idle:
+        setattr(config, name, None)
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        raise PivotuneError(f"{path}: generation_config.json is wrong: {error}") from error
+    return idle
+
+
+def check_generation(path: str | Path, revision: str | None = None) -> None:
+    """Raise a PivotuneError for a generation_config.json that cannot be repaired, without loading the model."""
+    try:
+        config = GenerationConfig.from_pretrained(path, revision=revision or "main")
+    except OSError as error:
+        if (Path(path) / "generation_config.json").is_file():
+            raise PivotuneError(f"{path}: generation_config.json cannot be read: {reason(error)}") from error
+        return  # there is none
+    except ValueError as error:
+        raise PivotuneError(f"{path}: generation_config.json is wrong: {reason(error)}.") from error
+    repair_generation(config, path)
 
 
 def _own_weights(kind: Any, folder: str | Path, **options: Any) -> nn.Module:

@@ -17,7 +17,6 @@ import re
 import select
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from pivotune import __version__
@@ -121,28 +120,18 @@ def _train(name: str, arguments: list[str]) -> None:
     reasons = {f"training.{option}": reason for option, reason in NOT_SUPPORTED.items()}
     given: dict[str, Any] = {}
 
-    def set_option(option: str, node: Node, known: str, where: str) -> None:
-        if option == known:
-            given[option] = read_value(node, kinds[option], where)
-            return
-        *keys, last = option.removeprefix(f"{known}.").split(".")  # a key of an option whose value is a mapping
-        mapping = given[known] = dict(given.get(known) or {})
-        for key in keys:
-            mapping = mapping.setdefault(key, {})
-        mapping[last] = read_value(node, Any, where)
-
     more = {"config": list[str], "print_config": bool}
     words, files = _split(arguments, kinds | more, reasons, needed=1)
     for file in [*files, *words.pop("config", [])]:
-        if not (file.endswith((".yaml", ".yml", ".json")) or Path(file).is_file()):
+        if not (file.endswith((".yaml", ".yml", ".json")) or os.path.isfile(file)):
             raise PivotuneError(f"command line: {file!r} belongs to no option and is no YAML file.")
         for option, (node, where) in read_file(file, configuration.is_group).items():
             known = _known(option, kinds, reasons, where)
-            set_option(option, node, known, f"{where}: {option}")
+            _set(given, option, known, node, kinds[known], f"{where}: {option}")
     shows = read_value(from_words(words.pop("print_config", ["false"]), bool), bool, "print_config")
     for option, values in words.items():
         known = _known(option, kinds, reasons, "command line")
-        set_option(option, from_words(values, kinds[known]), known, option)
+        _set(given, option, known, from_words(values, kinds[known]), kinds[known], option)
     if shows:
         print(configuration.as_yaml(given), end="")
         raise SystemExit(0)
@@ -229,7 +218,7 @@ def _print_train_help(name: str) -> NoReturn:
 
 
 def _call(name: str, arguments: list[str]) -> None:
-    from pivotune.options import from_words, read_value
+    from pivotune.options import from_words
 
     command = COMMANDS[name]
     function = _function(command)
@@ -249,7 +238,8 @@ def _call(name: str, arguments: list[str]) -> None:
             raise PivotuneError(f"command line: {rest[0]!r} belongs to no option.")
         given[names[-1]] = rest
     for option, values in words.items():
-        given[option] = read_value(from_words(values, options[option]), options[option], option)
+        known = _known(option, options, {}, "command line")
+        _set(given, option, known, from_words(values, options[known]), options[known], option)
     required = [one for one in parameters if parameters[one].default is inspect.Parameter.empty]
     if missing := [one.upper() if one in names else f"--{one}" for one in required if one not in given]:
         raise PivotuneError(f"pivotune {name} needs {' and '.join(missing)}; see pivotune {name} --help.")
@@ -336,6 +326,23 @@ def _split(
         if not words:
             words.append("true")
     return given, bare
+
+
+def _set(given: dict[str, Any], name: str, known: str, node: Node, kind: Any, where: str) -> None:
+    """Put a value into `given`; where `name` is `known` with a tail, as that key of the option's mapping."""
+    from pivotune.options import kind_inside, read_value
+
+    if name == known:
+        given[known] = read_value(node, kind, where)
+        return
+    *keys, last = name.removeprefix(f"{known}.").split(".")
+    before = given.get(known)
+    mapping = given[known] = dict(before) if isinstance(before, dict) else {}
+    for key in keys:
+        inner = mapping.get(key)
+        mapping[key] = dict(inner) if isinstance(inner, dict) else {}
+        mapping = mapping[key]
+    mapping[last] = read_value(node, kind_inside(kind), where)
 
 
 def _known(name: str, kinds: Mapping[str, Any], reasons: Mapping[str, str], where: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
-from transformers import TrainingArguments
+from transformers import IntervalStrategy, TrainingArguments
 
 from pivotune.data.examples import check_columns
 from pivotune.data.languages import read_languages
@@ -47,7 +47,7 @@ class DataConfig:
 
     Args:
         train: file, or list of files, of examples with their English counterparts.
-        eval: the same, for evaluation during training (see training.eval_strategy).
+        eval: the same, for evaluation during training: after each epoch, or as training.eval_strategy says.
         languages: the languages to expect; a row in another one is a bad row. All where null.
         language: of the rows that name none; where null, they are bad rows.
         columns: other names of fields, {name in the file: name here}, e.g. {frage: instruction, antwort: output,
@@ -103,6 +103,7 @@ class TrainingOptions(TrainingArguments):
     logging_steps: float = 10
     logging_nan_inf_filter: bool = False
     save_strategy: str = "epoch"
+    eval_strategy: IntervalStrategy | str | None = None  # type: ignore[assignment]
     resume_from_checkpoint: str | bool | None = None  # type: ignore[assignment]
     fsdp: bool | str | None = None  # type: ignore[assignment]
     ddp_find_unused_parameters: bool | None = False
@@ -113,25 +114,37 @@ class TrainingOptions(TrainingArguments):
         if self.bf16 is None:
             on_gpu = torch.cuda.is_available() and not self.use_cpu
             self.bf16 = on_gpu and not self.fp16 and torch.cuda.is_bf16_supported()
+        self.eval_is_left_open = self.eval_strategy is None
+        if self.eval_strategy is None:  # where the best checkpoint is asked for, each one is evaluated
+            wanted = self.save_strategy if self.load_best_model_at_end else "no"
+            self.eval_strategy = "epoch" if wanted == "best" else wanted
         # transformers renamed two options and warns about the old names; here both are welcome.
         for ending in ("", "_kwargs"):
             new, old = f"activation_checkpointing{ending}", f"gradient_checkpointing{ending}"
             if getattr(self, new, False) is None:
                 setattr(self, new, getattr(self, old))
                 setattr(self, old, None)
-        self.report_to = "none" if self.report_to is None else self.report_to
+        self.report_to = self.report_to or "none"
         check_values(self)
         try:
             super().__post_init__()
         except (ValueError, TypeError, OSError, ImportError, RuntimeError, LookupError) as error:
             raise PivotuneError(f"training: {error}") from error
 
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """A share is at most all steps but one: the rate of the first step is zero, and might be that of the last."""
+        steps = super().get_warmup_steps(num_training_steps)
+        return steps if self.warmup_steps >= 1 else min(steps, num_training_steps - 1)
+
 
 _OWN_HELP = {
     "bf16": "mixed precision in bfloat16; null: on where there is a GPU that can, else off.",
-    "resume_from_checkpoint": "true: go on from the last complete checkpoint in `output`, or begin where there is "
-    "none; or the folder of a checkpoint.",
-    "logging_nan_inf_filter": "hide NaN and infinite losses from the log. Where they are not hidden, they end the run.",
+    "resume_from_checkpoint": "true: go on from the last good checkpoint in `output`, or begin where there is none; or "
+    "the folder of a checkpoint.",
+    "eval_strategy": "when to evaluate on data.eval: no, steps or epoch; null: after each epoch where data.eval is "
+    "given.",
+    "logging_nan_inf_filter": "hide NaN and infinite losses from the log. Where they are not hidden, they end the run; "
+    "weights that are not finite always do.",
     "dataloader_pin_memory": "pin batches in memory, for faster copies to a GPU; on by default where there is one.",
     "fsdp": "shard the model over all GPUs (FSDP2), under `accelerate launch`.",
     "fsdp_config": "options of FSDP2, e.g. {activation_checkpointing: true, cpu_offload: false}.",
@@ -248,16 +261,56 @@ class RunConfig:
             raise PivotuneError("lora.target_modules: names no layer. Name some, such as q_proj,v_proj, or all-linear.")
         if self.lora.r == 0 and (changed := changed_fields(self.lora)):
             raise PivotuneError(f"lora.{changed[0]}: has no effect without adapters. Set lora.r, e.g. to 16.")
+        if self.data.chat_template_kwargs and self.data.style in ("alpaca", "plain"):
+            raise PivotuneError(
+                f"data.chat_template_kwargs: has no effect with data.style: {self.data.style}. Remove it."
+            )
         check_columns("data.columns", self.data.columns or {})
         read_languages("data.languages", self.data.languages or [])
         read_languages("data.language", [] if self.data.language is None else [self.data.language])
         for option, reason in NOT_SUPPORTED.items():
             if option in changed_fields(self.training):
                 raise PivotuneError(f"training.{option}: is not supported: {reason}. Remove it.")
-        if self.data.eval is None and (option := _needs_evaluation(self.training)):
-            raise PivotuneError(f"training.{option}: needs examples to evaluate on. Set data.eval.")
+        if self.data.eval is None and (wants := _needs_evaluation(self.training)):
+            raise PivotuneError(f"training.{wants}: needs examples to evaluate on. Set data.eval.")
         check_values(self.training)
         check_libraries(self.training)
+        check_that_it_trains(self)
+
+
+def check_that_it_trains(config: RunConfig) -> None:
+    """Raise a PivotuneError for options under which a run would train nothing."""
+    args, nothing = config.training, ": nothing would be trained"
+    check_number("training.learning_rate", args.learning_rate, 0, exclusive=True, why=nothing)
+    if args.max_steps < -1 or args.max_steps == 0:
+        raise PivotuneError(
+            f"training.max_steps: got {args.max_steps}; give the number of steps, or -1 for training.num_train_epochs."
+        )
+    if args.max_steps < 0:
+        check_number("training.num_train_epochs", args.num_train_epochs, 0, exclusive=True, why=nothing)
+    else:
+        check_warmup(args, args.max_steps)
+    if config.lora.r:
+        check_number("lora.alpha", config.lora.alpha, 0, exclusive=True, why=nothing)
+    elif config.model.dtype == "float16":
+        raise PivotuneError(f"model.dtype: float16 {FLOAT16_BREAKS}")
+
+
+FLOAT16_BREAKS = (
+    "holds too few numbers for weights that are trained (updates vanish or overflow). Use float32, with training.fp16: "
+    "true for mixed precision; or bfloat16; or adapters (lora.r)."
+)
+
+
+def check_warmup(args: TrainingArguments, steps: int) -> None:
+    """Raise a PivotuneError for a warm-up that takes all of a run's steps."""
+    without = ("constant", "reduce_lr_on_plateau", "greedy")
+    warmup = args.get_warmup_steps(steps)
+    if warmup >= steps and str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) not in without:
+        raise PivotuneError(
+            f"training.warmup_steps: got {args.warmup_steps:g}, but the run has {steps} steps: the learning rate would "
+            "never be reached. Give fewer, a share below 1 (e.g. 0.03), or train for longer."
+        )
 
 
 def changed_fields(options: object) -> list[str]:
@@ -285,3 +338,12 @@ def _needs_evaluation(training: TrainingArguments) -> str | None:
         "lr_scheduler_type": chosen["lr_scheduler_type"] in ("reduce_lr_on_plateau", "greedy"),
     }
     return next((name for name, wanted in wants.items() if wanted), None)
+
+
+def evaluates(args: TrainingArguments) -> bool:
+    """Whether a run evaluates while it trains."""
+    return is_on(args.eval_strategy) or args.eval_on_start
+
+
+def is_on(strategy: object) -> bool:
+    return str(getattr(strategy, "value", strategy)) != "no"

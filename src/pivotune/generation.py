@@ -13,29 +13,50 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers.utils.logging import tqdm
 
 from pivotune.anatomy import unwrap
 from pivotune.answers import AnswerFile
-from pivotune.checkpoint import load_run
+from pivotune.checkpoint import TENSORS, check_model, load_run, read_info
 from pivotune.connection import Connection, Mode, connect
 from pivotune.data.collate import padding_id
 from pivotune.data.examples import ParallelExample, Text, is_english
 from pivotune.data.lines import check_file, read_lines, text_lines
-from pivotune.data.prompts import PromptEncoder, prompt_only, without_empty_reasoning
+from pivotune.data.prompts import STYLES, PromptEncoder, prompt_only, without_empty_reasoning
 from pivotune.data.report import DataError
 from pivotune.data.sources import read_prompts
-from pivotune.errors import PivotuneError
-from pivotune.files import check_output_file
+from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
+from pivotune.files import check_output_file, reason
 from pivotune.tokens import check_context, check_ids, end_ids, listed, rows_of, until_end
 
 logger = logging.getLogger(__name__)
 
 Question = str | Text | ParallelExample
+
+
+def connection_mode(run: str | Path, info: Mapping[str, Any], connection: Mode | None) -> Mode:
+    """none, english or matrix, found out without loading the model."""
+    if connection is not None:
+        check_choice("connection", connection, get_args(Mode))
+    if "cc_tuning" not in info:
+        if connection not in (None, "none"):
+            raise PivotuneError(
+                f"connection: got {connection!r}, but {run} was not trained with CC-Tuning. Leave the option out."
+            )
+        return "none"
+    try:
+        with safe_open(Path(run) / TENSORS, "pt") as tensors:
+            has_matrix = "transform_matrix" in tensors.keys()  # noqa: SIM118  # it is no dict
+    except Exception as error:
+        raise PivotuneError(f"{run}: {TENSORS} cannot be read: {reason(error)}.") from error
+    if connection == "matrix" and not has_matrix:
+        raise PivotuneError(f"connection: got 'matrix', but {run} has no Transform Matrix. Choose english or none.")
+    return connection or ("matrix" if has_matrix else "none")
 
 
 def load(
@@ -59,16 +80,12 @@ def load(
     Raises:
         PivotuneError: no such run, a half-written one, or a connection that it does not have.
     """
+    mode = connection_mode(path, read_info(path), connection)
     run = load_run(path, dtype=dtype, device=device, chat_template_kwargs=chat_template_kwargs)
     trained = run.connection_tensors()
     if trained is None:
-        if connection not in (None, "none"):
-            raise PivotuneError(
-                f"connection: got {connection!r}, but {path} was not trained with CC-Tuning. Leave the option out."
-            )
         return run.model, run.tokenizer
     config, decision_maker, matrix = trained
-    mode: Mode = connection or ("none" if matrix is None else "matrix")
     connect(run.model, Connection(run.model, config, decision_maker, matrix), mode)
     return run.model, run.tokenizer
 
@@ -225,14 +242,18 @@ def generate(
     Returns:
         The answers, in the order of the prompts.
     """
-    if temperature < 0:
-        raise PivotuneError(f"temperature: got {temperature}; give 0 for greedy answers, or a number above.")
+    check_number("temperature", temperature, 0, why="; 0 is greedy")
     for option, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
-        if value < 1:
-            raise PivotuneError(f"{option}: got {value}; give a whole number >= 1.")
+        check_number(option, value, 1, whole=True)
+    check_seed("seed", seed)
+    if style is not None:
+        check_choice("style", style, STYLES)
+    connection_mode(run, check_model(run), connection)
     if output is not None:
         check_output_file("output", output, overwrite=overwrite)  # before standard input is waited for
     questions = _questions(prompts, prompts_file, columns)
+    if connection == "english":
+        _english_of(questions)
     file = None
     if output is not None:
         settings = {
@@ -346,18 +367,19 @@ def _questions(
     is_text = prompts_file is not None and prompts_file.lower().removesuffix(".gz").endswith(".txt")
     if columns and (is_text or not prompts_file):
         raise PivotuneError("columns: has no effect on plain text; it names the fields of a JSON or Parquet file.")
-    if prompts_file and not is_text:
-        try:
-            return list(read_prompts(prompts_file, columns=columns))
-        except DataError:
-            raise
-        except PivotuneError as error:
-            raise PivotuneError(f"prompts_file: {error}; .txt holds one question per line.") from error
     lines: Iterable[tuple[str, str]]
     if prompts:
         lines = ((f"prompt {number}", prompt) for number, prompt in enumerate(prompts, start=1))
     elif prompts_file:
-        check_file(Path(prompts_file), "a .txt file with one question per line, or JSON lines")
+        try:
+            if not is_text:
+                return list(read_prompts(prompts_file, columns=columns))
+            check_file(Path(prompts_file), "a file such as .txt or .jsonl")
+        except DataError:
+            raise
+        except PivotuneError as error:
+            kinds = "" if is_text else "; .txt holds one question per line"
+            raise PivotuneError(f"prompts_file: {error}{kinds}.") from error
         lines = text_lines(read_lines(Path(prompts_file)), prompts_file)
     else:
         lines = _standard_input()
@@ -409,7 +431,7 @@ def _encode(encoder: PromptEncoder, questions: Sequence[Question], rows_of_table
     ]
     encoded = [one.prompt_ids for one in encoder.tokenize(rendered)]
     for one, ids in zip(rendered, encoded, strict=True):
-        check_ids(rows_of_table, ids, encoder.tokenizer, one.where)
+        check_ids(rows_of_table, ids, one.where, encoder.tokenizer)
     return encoded
 
 

@@ -8,8 +8,10 @@ written as [zh, vi], as zh,vi, and on the command line as zh vi.
 from __future__ import annotations
 
 import codecs
+import difflib
 import enum
 import math
+import os
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,23 +19,22 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
+from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
 from pivotune.errors import PivotuneError
-
-Node = yaml.Node
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _NOTHING = ("", "~", "null", "none")
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
-def listed(value: str | Iterable[str]) -> list[str]:
-    """The names in a list as users write it: "zh,vi", "zh, vi", "[zh, vi]", or a list already; each once.
+def names_in(value: str | Iterable[str]) -> list[str]:
+    """The names in a list as users write it: "zh,vi", "zh, vi", "[zh, vi]", or a list already.
 
     A comma inside brackets separates nothing: layers.[0-9]{1,2} is one pattern.
     """
     if not isinstance(value, str):
-        return list(dict.fromkeys(value))
+        return list(value)
     text = value.strip()
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
@@ -45,13 +46,13 @@ def listed(value: str | Iterable[str]) -> list[str]:
         else:
             parts[-1] += letter
     names = (re.sub(r"""^(["'])(.*)\1$""", r"\2", part.strip()) for part in parts)
-    return list(dict.fromkeys(name for name in names if name))
+    return [name for name in names if name]
 
 
 def from_words(words: Sequence[str], kind: Any) -> Node:
     """The value that these words of a command line make up: several are a list, where the option takes one."""
     joined = " ".join(words)
-    if joined.startswith(("[", "{")) and not Path(joined).exists():
+    if joined.startswith(("[", "{")) and not os.path.exists(joined):
         try:
             return _compose(joined)
         except yaml.YAMLError:
@@ -59,8 +60,8 @@ def from_words(words: Sequence[str], kind: Any) -> Node:
     if len(words) == 1 or not takes_list(kind):
         return _scalar(joined)
     # zh vi, and what is left of "zh, vi" where the shell has split it
-    items = [item for word in words for item in ([word] if Path(word).exists() else listed(word))]
-    return yaml.SequenceNode("tag:yaml.org,2002:seq", [_scalar(item) for item in items])
+    items = [item for word in words for item in ([word] if os.path.exists(word) else names_in(word))]
+    return SequenceNode("tag:yaml.org,2002:seq", [_scalar(item) for item in items])
 
 
 def read_value(node: Node, kind: Any, where: str) -> Any:
@@ -77,7 +78,7 @@ def read_value(node: Node, kind: Any, where: str) -> Any:
     try:
         return _read(node, kind)
     except ValueError:
-        written = node.value if isinstance(node, yaml.ScalarNode) else _plain(node)
+        written = node.value if isinstance(node, ScalarNode) else _plain(node)
         shown = "nothing" if written == "" else repr(written)
         raise PivotuneError(f"{where}: got {shown}; give {in_words(kind)}.") from None
 
@@ -99,6 +100,11 @@ def takes_mapping(kind: Any) -> bool:
     return any(get_origin(one) is dict or one is dict for one in _alternatives(kind))
 
 
+def kind_inside(kind: Any) -> Any:
+    """The type of the values of a mapping."""
+    return next((get_args(one)[1] for one in _alternatives(kind) if get_origin(one) is dict), Any)
+
+
 def in_words(kind: Any) -> str:
     """What an option of this type takes, for a message."""
     words = dict.fromkeys(word for one in _alternatives(kind) if (word := _word(one)))
@@ -116,6 +122,18 @@ def _word(kind: Any) -> str:
     if kind is dict or get_origin(kind) is dict:
         return "names with values, such as {name: value}"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text", Any: "a value"}.get(kind, "")
+
+
+def similar(path: str | Path) -> str:
+    """The end of a sentence about a path that does not exist, with one beside it whose name is close."""
+    path = Path(path)
+    try:
+        names = [one.name for one in path.parent.iterdir()]
+    except OSError:
+        missing = next((one for one in reversed(path.parents) if not one.exists()), None)
+        return "." if missing is None else f"; there is no {missing}."
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
+    return f"; did you mean {path.with_name(near[0])}?" if near else "."
 
 
 # From a node to a value --------------------------------------------------------------------------------------------
@@ -156,26 +174,26 @@ def _read_one(node: Node, kind: Any, several: bool) -> Any:
     if kind is Any:
         return _plain(node)
     if takes_mapping(kind):
-        if not isinstance(node, yaml.MappingNode):
+        if not isinstance(node, MappingNode):
             raise ValueError
         _, value_kind = get_args(kind) or (str, Any)
         return {key: _read(value, value_kind) for key, value in _items(node)}
     if takes_list(kind):
         (item_kind,) = get_args(kind) or (Any,)
-        if isinstance(node, yaml.SequenceNode):
+        if isinstance(node, SequenceNode):
             return [_read(item, item_kind) for item in node.value]
-        if not isinstance(node, yaml.ScalarNode) or _is_nothing(node):
+        if not isinstance(node, ScalarNode) or _is_nothing(node):
             raise ValueError
-        names = [node.value] if Path(node.value).exists() else listed(node.value)
-        if several and len(names) < 2:
+        names = [node.value] if os.path.exists(node.value) else names_in(node.value)
+        if several and len(names) < 2 and not node.value.endswith(","):
             raise ValueError
         return [_read(_scalar(name), item_kind) for name in names]
-    if not isinstance(node, yaml.ScalarNode):
+    if not isinstance(node, ScalarNode):
         raise ValueError
     return _read_scalar(node, kind)
 
 
-def _read_scalar(node: yaml.ScalarNode, kind: Any) -> Any:
+def _read_scalar(node: ScalarNode, kind: Any) -> Any:
     text = node.value.strip()
     if get_origin(kind) is Literal:
         for value in get_args(kind):
@@ -185,9 +203,9 @@ def _read_scalar(node: yaml.ScalarNode, kind: Any) -> Any:
         return None
     elif kind is bool and text.lower() in _TRUE + _FALSE:
         return text.lower() in _TRUE
-    elif kind is int and re.fullmatch(r"[+-]?\d+", text):
+    elif kind is int and re.fullmatch(r"[+-]?\d{1,18}", text):
         return int(text)
-    elif kind is int and (number := float(text)).is_integer():  # 1e3
+    elif kind is int and (number := float(text)).is_integer() and abs(number) < 2**53:  # 1e3
         return int(number)
     elif kind is float and math.isfinite(number := float(text)):
         return number
@@ -199,18 +217,18 @@ def _read_scalar(node: yaml.ScalarNode, kind: Any) -> Any:
 
 
 def _is_nothing(node: Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and not _is_quoted(node) and node.value.strip().lower() in _NOTHING
+    return isinstance(node, ScalarNode) and not _is_quoted(node) and node.value.strip().lower() in _NOTHING
 
 
 def _is_quoted(node: Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.style is not None
+    return isinstance(node, ScalarNode) and node.style is not None
 
 
 def _plain(node: Node) -> Any:
     """A value of no stated type."""
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, MappingNode):
         return {key: _plain(value) for key, value in _items(node)}
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, SequenceNode):
         return [_plain(item) for item in node.value]
     if _is_quoted(node):
         return node.value
@@ -223,17 +241,17 @@ def _plain(node: Node) -> Any:
     return text in _TRUE if text in _TRUE + _FALSE else node.value
 
 
-def _items(node: yaml.MappingNode) -> Iterator[tuple[str, Node]]:
+def _items(node: MappingNode) -> Iterator[tuple[str, Node]]:
     """Names and values of a mapping, `<<` resolved."""
     yaml.SafeLoader("").flatten_mapping(node)
     for key, value in node.value:
-        if not isinstance(key, yaml.ScalarNode):
+        if not isinstance(key, ScalarNode):
             raise PivotuneError(f"line {key.start_mark.line + 1}: an option's name is one word.")
         yield key.value, value
 
 
-def _scalar(text: str) -> yaml.ScalarNode:
-    return yaml.ScalarNode("tag:yaml.org,2002:str", text)
+def _scalar(text: str) -> ScalarNode:
+    return ScalarNode("tag:yaml.org,2002:str", text)
 
 
 def _compose(text: str) -> Node:
@@ -257,13 +275,13 @@ def read_file(path: str | Path, is_group: Callable[[str], bool]) -> dict[str, tu
     root = _parsed(path)
     if _is_nothing(root):
         raise PivotuneError(f"{path}: is empty. Write options as name: value.")
-    if not isinstance(root, yaml.MappingNode):
-        kind = "list" if isinstance(root, yaml.SequenceNode) else "single value"
+    if not isinstance(root, MappingNode):
+        kind = "list" if isinstance(root, SequenceNode) else "single value"
         raise PivotuneError(f"{path}: holds a {kind}, but options have names. Write name: value.")
     _check_nodes(path, root, ())
     found: dict[str, tuple[Node, str]] = {}
 
-    def walk(node: yaml.MappingNode, prefix: str) -> None:
+    def walk(node: MappingNode, prefix: str) -> None:
         for key, value in _items(node):
             name = f"{prefix}{key}"
             where = f"{path}:{value.start_mark.line + 1}"
@@ -271,7 +289,7 @@ def read_file(path: str | Path, is_group: Callable[[str], bool]) -> dict[str, tu
                 raise PivotuneError(f"{where}: {name} is set a second time. Keep one of the two.")
             if not is_group(name):
                 found[name] = value, where
-            elif isinstance(value, yaml.MappingNode):
+            elif isinstance(value, MappingNode):
                 walk(value, f"{name}.")
             elif not _is_nothing(value):
                 raise PivotuneError(f"{where}: {name} is a group of options, but its value is {_plain(value)!r}.")
@@ -284,7 +302,7 @@ def _parsed(path: str | Path) -> Node:
     try:
         content = Path(path).read_bytes()
     except FileNotFoundError:
-        raise PivotuneError(f"{path}: no such file.") from None
+        raise PivotuneError(f"{path}: no such file{similar(path)}") from None
     except OSError as error:
         raise PivotuneError(f"{path}: cannot be read: {error.strerror}.") from error
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
@@ -308,14 +326,14 @@ def _check_nodes(path: str | Path, node: Node, above: tuple[Node, ...]) -> None:
     themselves."""
     if any(node is one for one in above):
         raise PivotuneError(f"{path}:{node.start_mark.line + 1}: holds itself (an anchor inside its own value).")
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, SequenceNode):
         for item in node.value:
             _check_nodes(path, item, (*above, node))
-    elif isinstance(node, yaml.MappingNode):
+    elif isinstance(node, MappingNode):
         lines: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
+            if not isinstance(key, ScalarNode):
                 raise PivotuneError(f"{path}:{line}: an option's name is one word.")
             if key.value in lines and key.value != "<<":
                 raise PivotuneError(

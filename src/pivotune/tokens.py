@@ -147,12 +147,7 @@ def check_vocabulary(model: nn.Module, tokenizer: Any, name: Any) -> None:
     """
     rows = rows_of(model)
     missing = beyond(tokenizer, rows)
-    if ordinary := [token for number, token in missing.items() if number not in tokenizer.added_tokens_decoder]:
-        raise PivotuneError(
-            f"{name}: the tokenizer is another model's: its vocabulary has {len(tokenizer):,} tokens and the model's "
-            f"embedding table {rows:,} rows, so that {len(ordinary):,} tokens ({_shown(ordinary)}) have none. "
-            "Put the model's own tokenizer files into the folder."
-        )
+    _check_ordinary(missing, tokenizer, rows, name)
     missing.pop(tokenizer.pad_token_id, None)
     if missing:
         logger.warning(
@@ -168,14 +163,24 @@ def check_vocabulary(model: nn.Module, tokenizer: Any, name: Any) -> None:
         )
 
 
-def check_ids(rows: int, ids: Iterable[int], tokenizer: Any, where: str) -> None:
-    """Raise a PivotuneError for token ids that have no row in an embedding table of `rows`."""
-    missing = {token: str(tokenizer.convert_ids_to_tokens(token)) for token in ids if token >= rows}
-    if missing:
+def _check_ordinary(missing: dict[int, str], tokenizer: Any, rows: int, name: Any) -> None:
+    if ordinary := [token for number, token in missing.items() if number not in tokenizer.added_tokens_decoder]:
         raise PivotuneError(
-            f"{where}: the tokens {_shown(missing.values())} have no row in the model's embedding table of {rows:,} "
-            "rows: they were added to the tokenizer alone. Take the tokenizer that belongs to the model, or enlarge "
-            "the table and save both: model.resize_token_embeddings(len(tokenizer))."
+            f"{name}: the tokenizer is another model's: its vocabulary has {len(tokenizer):,} tokens and the model's "
+            f"embedding table {rows:,} rows, so that {len(ordinary):,} tokens ({_shown(ordinary)}) have none. "
+            "Put the model's own tokenizer files into the folder."
+        )
+
+
+def check_ids(rows: int, ids: Iterable[int], where: str, tokenizer: Any = None) -> None:
+    """Raise a PivotuneError for token ids that have no row in an embedding table of `rows`."""
+    missing = sorted({token for token in ids if token >= rows})
+    if missing:
+        words = [str(token if tokenizer is None else tokenizer.convert_ids_to_tokens(token)) for token in missing]
+        raise PivotuneError(
+            f"{where}: the tokens {_shown(words)} have no row in the model's embedding table of {rows:,} rows: they "
+            "were added to the tokenizer alone. Take the tokenizer that belongs to the model, or enlarge the table and "
+            "save both: model.resize_token_embeddings(len(tokenizer))."
         )
 
 
@@ -194,10 +199,9 @@ def fit_vocabulary(model: nn.Module, tokenizer: Any, used: Iterable[int], name: 
         PivotuneError: the tokenizer is another model's, or new rows would be needed under adapters.
     """
     rows = rows_of(model)
-    if not beyond(tokenizer, rows):
-        check_vocabulary(model, tokenizer, name)
-        return None
-    missing = {token: str(tokenizer.convert_ids_to_tokens(token)) for token in sorted(set(used)) if token >= rows}
+    without_row = beyond(tokenizer, rows)
+    _check_ordinary(without_row, tokenizer, rows, name)
+    missing = {token: without_row[token] for token in sorted(without_row.keys() & set(used))} if without_row else {}
     if not missing:
         check_vocabulary(model, tokenizer, name)
         return None

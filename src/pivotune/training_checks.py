@@ -11,9 +11,10 @@ import copy
 import dataclasses
 import importlib.util
 import inspect
+import json
+import os
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames, ParallelMode
-from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
+from transformers.utils.import_utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 from transformers.utils.logging import get_log_levels_dict
 
 from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
@@ -57,6 +58,12 @@ _COUNTS = {
 _NOT_NEGATIVE = ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "eval_delay")
 _FILES = ("deepspeed", "accelerator_config", "fsdp_config")
 """Options whose value is a mapping, or the name of a JSON file that holds one."""
+_MAPPINGS = (
+    *_FILES,
+    "lr_scheduler_kwargs",
+    "activation_checkpointing_kwargs",
+    "gradient_checkpointing_kwargs",
+)
 _NEED_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
 
 
@@ -128,10 +135,19 @@ def check_libraries(args: TrainingArguments) -> None:
 
 
 def _check_mappings(args: TrainingArguments) -> None:
-    for name in _FILES:
+    for name in _MAPPINGS:
         value = getattr(args, name, None)
-        if isinstance(value, str) and not value.startswith("{") and not Path(value).is_file():
-            raise PivotuneError(f"training.{name}: got {value!r}; there is no such file.")
+        if not isinstance(value, str) or (name in _FILES and os.path.isfile(value)):
+            continue
+        try:
+            content = json.loads(value)
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            file = ", or the name of a JSON file" if name in _FILES else ""
+            raise PivotuneError(
+                f"training.{name}: got {value!r}; give names with values, such as {{name: value}}{file}."
+            )
     if args.deepspeed and importlib.util.find_spec("deepspeed") is None:
         raise PivotuneError("training.deepspeed: the package deepspeed is not installed. Install it, or use FSDP2.")
     if isinstance(args.accelerator_config, dict):
@@ -145,11 +161,6 @@ def _check_mappings(args: TrainingArguments) -> None:
             known = [*(key for key in takes if key not in ("function", "args", "kwargs")), "preserve_rng_state"]
             for key in value:
                 check_choice(f"training.{name}", key, known)
-    if isinstance(args.lr_scheduler_kwargs, str) and not args.lr_scheduler_kwargs.startswith("{"):
-        raise PivotuneError(
-            f"training.lr_scheduler_kwargs: got {args.lr_scheduler_kwargs!r}; give names with values, such as "
-            "{num_cycles: 2}."
-        )
 
 
 def _optimizer(args: TrainingArguments) -> tuple[Any, dict[str, Any]]:
@@ -191,7 +202,7 @@ def _check_schedule(args: TrainingArguments, kind: Any, options: dict[str, Any])
                 optimizer,
                 num_warmup_steps=args.get_warmup_steps(100),
                 num_training_steps=100,
-                scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+                scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]  # a mapping by now
             )
     except (TypeError, ValueError) as error:
         given = f"got {args.lr_scheduler_kwargs}, which" if args.lr_scheduler_kwargs else "is not given, which"

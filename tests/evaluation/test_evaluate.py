@@ -183,6 +183,11 @@ def test_an_oracle_has_everything_right(name: str, folder: Path, tmp_path: Path)
         assert [one.id for one in cell.results] == [item.id for item in load(name, cell.language, folder)]
 
 
+@pytest.mark.parametrize("languages", ["zh,en", "zho_Hans,eng_Latn", "cmn,English", "Chinese, en, zh"])
+def test_languages_by_any_of_their_names(languages: str) -> None:
+    assert [code for _, code in choose("xnli", None, languages)] == ["zh", "en"]
+
+
 def languages_of(name: str) -> list[str]:
     return [*[code for code in PRESETS[BENCHMARKS[name].paper].languages[name] if code != "en"][:3], "en"]
 
@@ -616,7 +621,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"benchmarks": " , "}, "benchmarks: got ' , '"),
     ({"languages": "ja"}, "languages: xcopa is not available in 'ja'"),
     ({"languages": "zh-CN"}, "'zh-CN'; did you mean 'zh'? Available: en, et,"),
-    ({"languages": "chinese"}, "'chinese'. Available: en, et,"),
+    ({"languages": "cn"}, "languages: got 'cn'; 'cn' is a country's code; did you mean 'zh' (Chinese)?"),
     ({"benchmarks": "xcopa,cc_xnli", "languages": "vi"}, "languages: cc_xnli is not available in 'vi'"),
     ({"limit": 0}, "limit: got 0"),
     ({"batch_size": 0}, "batch_size: got 0"),
@@ -632,7 +637,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"data_dir": None}, "the data set of xcopa on the hub, cambridgeltl/xcopa (vi, test), cannot be read: "),
     ({"data_dir": "nowhere"}, "data_dir: nowhere is no folder"),
-    ({"run": "./nowhere"}, "./nowhere: no such run folder"),
+    ({"run": "./nowhere"}, "./nowhere: no such folder"),
 ]
 
 

@@ -291,3 +291,17 @@ def test_a_connection_that_never_learned_a_matrix(folder: Path) -> None:
     found = inspect(run, read_prompts(folder / "pairs.jsonl"))["languages"]["zh"]["cc_tuning"]
     assert "picks_matrix" not in found["tables"] and "picks_english" in found["tables"]
     assert CCTuningConfig(**run.info["cc_tuning"]).selection == "hard"
+
+
+def test_published_rows_in_any_name_of_their_language(folder: Path, tmp_path: Path, caplog: Any) -> None:
+    made = [
+        {"frage": one["prompt"], "language_code": "zho", "prompt_en": one["english"]["prompt"], "score": 1}
+        for one in rows(12, english=1.0)
+    ]
+    data = write_rows(tmp_path / "pairs.jsonl", made)
+    options: dict[str, Any] = {"data": str(data), "columns": {"frage": "prompt"}, "measures": "entropy"}
+    found = lens(str(folder / "deep"), output=str(tmp_path / "o"), languages="Chinese", **options)
+    assert list(found["languages"]) == ["zh"] and found["languages"]["zh"]["examples"] == 12
+    assert caplog.text.count("rows with a field 'score' that was not read: 12") == 1
+    with pytest.raises(PivotuneError, match="languages: got 'cn'"):
+        lens("no model is loaded", output=str(tmp_path / "o"), languages="cn", **options)

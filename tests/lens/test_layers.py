@@ -265,6 +265,21 @@ def test_what_is_shown(tmp_path: Path) -> None:
     assert again[2].read_text() == files[2].read_text()
 
 
+@pytest.mark.parametrize("language", ["zh", "zho_Hans", "Chinese"])
+def test_the_command_reads_published_rows(
+    language: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = [{"frage": f"问{n}", "lang": "cmn", "question_en": f"ask {n}", "source": "s"} for n in range(6)]
+    data = write_rows(tmp_path / "data.jsonl", made)
+    layers(str(base), data=str(data), language=language, columns={"frage": "instruction"})
+    assert "english" in capsys.readouterr().out
+    assert "rows with a field 'source' that was not read: 6" in caplog.text
+    with pytest.raises(PivotuneError, match=r"data\.jsonl:1: .*--columns"):
+        layers("no model is loaded", data=str(data))
+    with pytest.raises(PivotuneError, match="language: got 'cn'"):
+        layers("no model is loaded", data=str(data), language="cn")
+
+
 # Inside a run --------------------------------------------------------------------------------------------------------
 
 

@@ -21,11 +21,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from safetensors import safe_open
 from transformers.utils.logging import tqdm
 
 from pivotune import __version__
-from pivotune.checkpoint import TENSORS, load_run, read_info
+from pivotune.checkpoint import check_model, load_run
 from pivotune.connection import Connection, Mode, connect
 from pivotune.data.examples import is_english
 from pivotune.data.languages import read_languages
@@ -55,12 +54,15 @@ from pivotune.evaluation.results import (
     write_evaluation,
 )
 from pivotune.evaluation.summary import Cell, report, text
-from pivotune.files import check_output_files, locked, read_json, reason, write_text
+from pivotune.files import check_output_files, locked, read_json, write_text
+from pivotune.generation import connection_mode
+from pivotune.options import names_in
 
 logger = logging.getLogger(__name__)
 
 SoftmaxDtype = Literal["float32", "auto"]
 TABLE, SCORES = "evaluation.md", "scores.json"
+_STYLES = tuple(one for one in STYLES if one != "auto")
 # Options that only one protocol has; None where that one has not been evaluated.
 _OF_ONE_PROTOCOL = ("style", "chat_template_kwargs", "max_new_tokens", "softmax_dtype")
 # Whatever of a model folder decides what it answers. Weights are sampled: training changes them everywhere.
@@ -72,9 +74,9 @@ def evaluate(
     run: str,
     *,
     data_dir: str | None = None,
-    benchmarks: str | None = None,
+    benchmarks: str | list[str] | None = None,
     preset: str | None = None,
-    languages: str | None = None,
+    languages: str | list[str] | None = None,
     limit: int | None = None,
     connection: Mode | None = None,
     style: str | None = None,
@@ -119,10 +121,12 @@ def evaluate(
         if value is not None:
             check_number(option, value, 1, whole=True)
     check_choice("softmax_dtype", softmax_dtype, get_args(SoftmaxDtype))
+    if style is not None:
+        check_choice("style", style, _STYLES)
     chosen = choose(benchmarks, preset, languages)
     check_data_dir((benchmark for benchmark, _ in chosen), data_dir)
-    info = read_info(run)
-    mode = _connection_mode(run, info, connection)
+    info = check_model(run)
+    mode = connection_mode(run, info, connection)
     _check_protocols(chosen, mode)
     folder = _output_folder(run, info, output)
     parts = read_parts(chosen, data_dir, limit, mode)
@@ -194,7 +198,9 @@ class Part:
         return f"{self.benchmark.name}.{self.language}"
 
 
-def choose(benchmarks: str | None, preset: str | None, languages: str | None) -> list[tuple[Benchmark, str]]:
+def choose(
+    benchmarks: str | list[str] | None, preset: str | None, languages: str | list[str] | None
+) -> list[tuple[Benchmark, str]]:
     """The benchmarks and languages that the options name, in their order.
 
     Raises:
@@ -258,8 +264,8 @@ def read_parts(
     return parts
 
 
-def _listed(option: str, value: str) -> list[str]:
-    names = list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+def _listed(option: str, value: str | list[str]) -> list[str]:
+    names = list(dict.fromkeys(names_in(value)))
     if not names:
         raise PivotuneError(f"{option}: got {value!r}; give names, separated by commas.")
     return names
@@ -286,31 +292,9 @@ def _check_protocols(chosen: Sequence[tuple[Benchmark, str]], mode: Mode) -> Non
 # The run -----------------------------------------------------------------------------------------------------------
 
 
-def _connection_mode(run: str, info: Mapping[str, Any], connection: Mode | None) -> Mode:
-    """none, english or matrix, found out without loading the model."""
-    if connection is not None:
-        check_choice("connection", connection, get_args(Mode))
-    if "cc_tuning" not in info:
-        if connection not in (None, "none"):
-            raise PivotuneError(
-                f"connection: got {connection!r}, but {run} was not trained with CC-Tuning. Leave the option out."
-            )
-        return "none"
-    try:
-        with safe_open(Path(run) / TENSORS, "pt") as tensors:
-            has_matrix = "transform_matrix" in tensors.keys()  # noqa: SIM118  # it is no dict
-    except Exception as error:
-        raise PivotuneError(f"{run}: {TENSORS} cannot be read: {reason(error)}.") from error
-    if connection == "matrix" and not has_matrix:
-        raise PivotuneError(f"connection: got 'matrix', but {run} has no Transform Matrix. Choose english or none.")
-    return connection or ("matrix" if has_matrix else "none")
-
-
 def _style(info: Mapping[str, Any], style: str | None) -> str:
     """The benchmarks' prompts are whole ones. A run that learnt to answer inside a template is asked inside it."""
-    known = tuple(one for one in STYLES if one != "auto")
     if style is not None:
-        check_choice("style", style, known)
         return style
     trained = info.get("prompt_style", "auto")
     if trained == "auto" and info:
@@ -318,7 +302,7 @@ def _style(info: Mapping[str, Any], style: str | None) -> str:
             "style: the run names no single style of its training prompts (auto), so it is asked plain, with the "
             "prompts as they are. If it learnt from instructions, give --style alpaca or chat."
         )
-    return trained if trained in known else "plain"
+    return trained if trained in _STYLES else "plain"
 
 
 def _fingerprint(run: str, info: Mapping[str, Any]) -> str:
@@ -326,10 +310,11 @@ def _fingerprint(run: str, info: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     folders = [Path(run), *([Path(info["base_model"])] if info.get("adapter") else [])]
     for folder in folders:
-        if not folder.is_dir():  # on the hub
+        if not folder.exists():  # on the hub
             digest.update(str(folder).encode())
             continue
-        for path in sorted({path for pattern in _OF_MODEL for path in folder.glob(pattern)}):
+        files = {path for pattern in _OF_MODEL for path in folder.glob(pattern)} if folder.is_dir() else {folder}
+        for path in sorted(files):
             size = path.stat().st_size
             digest.update(f"{path.name} {size}\n".encode())
             with path.open("rb") as file:

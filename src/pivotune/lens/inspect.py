@@ -22,13 +22,14 @@ from transformers.utils.logging import tqdm
 
 from pivotune import __version__
 from pivotune.anatomy import Anatomy
-from pivotune.checkpoint import Run, load_run, read_info
+from pivotune.checkpoint import Run, anatomy_of, load_run, read_info
 from pivotune.connection import Connection
 from pivotune.data import ParallelExample
 from pivotune.data.examples import is_among, is_english
 from pivotune.data.languages import read_languages
+from pivotune.data.prompts import STYLES
 from pivotune.data.sources import log_notes, stream_prompts
-from pivotune.errors import PivotuneError, check_choice, check_number
+from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
 from pivotune.files import check_output_files, make_folder, write_text
 from pivotune.lens.calibration import ConnectionMeasure, SupervisionMeasure
 from pivotune.lens.entropy import EntropyMeasure
@@ -41,6 +42,7 @@ from pivotune.lens.projection import ProjectionMeasure
 from pivotune.lens.reading import Measure, PairStream, Reading, read
 from pivotune.lens.similarity import SimilarityMeasure
 from pivotune.methods.deep_supervision import DeepSupervisionConfig, paper_layers
+from pivotune.options import names_in
 from pivotune.tables import table
 from pivotune.taps import evaluating
 
@@ -60,12 +62,12 @@ def lens(
     *,
     data: str,
     against: str | None = None,
-    languages: str | None = None,
+    languages: str | list[str] | None = None,
     columns: dict[str, str | None] | None = None,
     output: str | None = None,
     overwrite: bool = False,
-    measures: str = ",".join(MEASURES),
-    layers: str | None = None,
+    measures: str | list[str] = "entropy,language,similarity,calibration,projection",
+    layers: str | list[str] | None = None,
     style: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
     limit: int = 512,
@@ -100,8 +102,22 @@ def lens(
         The report, as in lens.json.
     """
     check_number("limit", limit, 0, whole=True, why="; 0 takes all examples")
-    wanted = None if languages is None else read_languages("languages", _listed(languages) or [])
+    for option, value, least in (("batch_size", batch_size, 1), ("max_length", max_length, 2), ("block", block, 2)):
+        check_number(option, value, least, whole=True)
+    check_seed("seed", seed)
+    if style is not None:
+        check_choice("style", style, STYLES)
+    chosen = names_in(measures)
+    for name in chosen or [""]:
+        check_choice("measures", name, MEASURES)
+    pair = _layer_pair(layers)
+    wanted = None if languages is None else read_languages("languages", names_in(languages))
     folder = check_output_files("output", _output_folder(run, output), FILES, overwrite=overwrite)
+    anatomy = anatomy_of(run)
+    for layer in pair or ():
+        anatomy.check_layer(layer, "layers")
+    if against is not None:
+        anatomy_of(against)
     examples, count, others = _examples(data, wanted, columns, limit, seed)
     opened = load_run(run, chat_template_kwargs=chat_template_kwargs)
     base = None if against is None else load_run(against, chat_template_kwargs=chat_template_kwargs)
@@ -110,8 +126,8 @@ def lens(
         examples,
         base,
         others=others,
-        measures=_listed(measures) or [],
-        layers=_layer_pair(layers),
+        measures=chosen,
+        layers=pair,
         style=style or str(opened.model.pivotune_prompt_style),
         batch_size=batch_size,
         max_length=max_length,
@@ -328,15 +344,11 @@ def _chosen_layers(run: Run, anatomy: Anatomy, layers: tuple[int, int] | None) -
 # Reading the options -------------------------------------------------------------------------------------------------
 
 
-def _listed(value: str | None) -> list[str] | None:
-    return None if value is None else [part.strip() for part in value.split(",") if part.strip()]
-
-
-def _layer_pair(value: str | None) -> tuple[int, int] | None:
+def _layer_pair(value: str | list[str] | None) -> tuple[int, int] | None:
     if value is None:
         return None
-    parts = value.split(",")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+    parts = names_in(value)
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
         raise PivotuneError(f'layers: got {value!r}; give the conversion and the thinking layer, as "2,15".')
     return int(parts[0]), int(parts[1])
 

@@ -26,12 +26,12 @@ import numpy as np
 from scipy import stats
 from torch import nn
 
-from pivotune.checkpoint import load_run
+from pivotune.checkpoint import anatomy_of, load_run
 from pivotune.data import Encoded, ParallelExample, PromptEncoder, Text, read_prompts
 from pivotune.data.examples import is_among, is_english
 from pivotune.data.languages import read_languages
-from pivotune.data.prompts import prompt_only
-from pivotune.errors import PivotuneError, check_number
+from pivotune.data.prompts import STYLES, prompt_only
+from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
 from pivotune.files import check_output_file, make_folder, write_text
 from pivotune.lens.entropy import EntropyCurve, question_entropies
 from pivotune.lens.plots import COLORS, GREY, new_figure, save
@@ -127,6 +127,8 @@ def choose_layers(
         >>> choice = pivotune.lens.choose_layers(model, tokenizer, examples, language="zh")
         >>> DeepSupervisionConfig(conversion_layer=choice.conversion_layer, thinking_layer=choice.thinking_layer)
     """
+    if language is not None:
+        (language,) = read_languages("language", [language])
     target, english = _drawn(examples, language, limit, seed)
     encoder = PromptEncoder(tokenizer, style)
     pairs = [(one.english, one.where) for one in target if one.english is not None]
@@ -200,11 +202,17 @@ def layers(
         The choice, which is also printed.
     """
     check_number("limit", limit, 0, whole=True, why="; 0 takes all examples")
+    check_number("batch_size", batch_size, 1, whole=True)
+    check_number("max_length", max_length, 1, whole=True)
+    check_seed("seed", seed)
+    if style is not None:
+        check_choice("style", style, STYLES)
     if output is not None:
         for ending in ("json", "png", "svg"):
             check_output_file("output", f"{_stem(output)}.{ending}", overwrite=overwrite, new_folder=True)
     if language is not None:
         (language,) = read_languages("language", [language])
+    anatomy_of(model)
     examples = read_prompts(data, columns=columns)
     run = load_run(model, chat_template_kwargs=chat_template_kwargs)
     choice = choose_layers(

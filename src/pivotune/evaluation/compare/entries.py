@@ -15,6 +15,7 @@ from pivotune.checkpoint import read_info_file
 from pivotune.data.examples import is_english
 from pivotune.errors import PivotuneError
 from pivotune.evaluation.results import FOLDER, Evaluation, ItemResult, Key, evaluation_folder, read_evaluation
+from pivotune.options import names_in, similar
 
 # Of pivotune.json, at any depth: what seeds of one run may differ in.
 _SEEDS_AND_PLACES = {"seed", "data_seed", "output", "output_dir", "logging_dir", "run_name", "resume_from_checkpoint"}
@@ -130,7 +131,7 @@ def _specification(given: str) -> tuple[str | None, list[str]]:
     name, equals, rest = given.partition("=")
     if not equals or Path(given).exists():
         return None, [given]
-    paths = [path.strip() for path in rest.split(",") if path.strip()]
+    paths = names_in(rest)
     if not name.strip() or not paths:
         raise PivotuneError(f"runs: got {given!r}; write NAME=RUN or NAME=RUN1,RUN2.")
     return name.strip(), paths
@@ -138,7 +139,7 @@ def _specification(given: str) -> tuple[str | None, list[str]]:
 
 def _member(given: str) -> Member:
     if not Path(given).is_dir():
-        raise PivotuneError(f"runs: {given}: no such folder.")
+        raise PivotuneError(f"runs: {given}: no such folder{similar(given)}")
     folder = evaluation_folder(given)
     evaluation = read_evaluation(folder)
     if not any(evaluation.items.values()):
