@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pivotune.anatomy import Anatomy
-from pivotune.checkpoint import load_run
+from pivotune.checkpoint import Run, load_run
 from pivotune.config import DataConfig, ModelConfig, RunConfig, TrainingOptions
 from pivotune.connection import connect
 from pivotune.data import ParallelExample
@@ -25,7 +25,6 @@ from pivotune.lens.estimates import RunningMean
 from pivotune.lens.language import BeginningIndex, LanguageMeasure
 from pivotune.lens.reading import PairStream, Reading, read
 from pivotune.losses import cosine
-from pivotune.objectives import Connection
 from pivotune.objectives.cc_tuning import LinearConnection
 from pivotune.objectives.cc_tuning.measure import ConnectionMeasure
 from pivotune.objectives.deep_supervision.measure import SupervisionMeasure
@@ -85,13 +84,9 @@ def examine(
         answers: split -> mode -> language -> {items, right, given}. inside: language -> name -> one number per layer.
         terms, transform_matrix: of the training.
     """
-    opened = load_run(model_folder, dtype=torch.float32, device="cpu")
+    opened, connection = open_row(model_folder)
     model, tokenizer = opened.model, opened.tokenizer
-    modes: Sequence[str] = ("none",)
-    connection = opened.connections.get("cc_tuning")
-    if connection is not None:
-        modes = connections
-        connect(model, connection, "none")
+    modes: Sequence[str] = ("none",) if connection is None else connections
     answers = {
         split: {mode: ask(model, tokenizer, asked, mode) for mode in modes} for split, asked in questions.items()
     }
@@ -105,6 +100,16 @@ def examine(
         "terms": opened.info.get("terms", {}),
         "transform_matrix": opened.info.get("found", {}).get("cc_tuning", {}).get("transform_matrix"),
     }
+
+
+def open_row(model_folder: str | Path) -> tuple[Run, LinearConnection | None]:
+    """A trained row, or the base model, and the connection that it has; asked without it where no mode is given."""
+    run = load_run(model_folder, dtype=torch.float32, device="cpu")
+    connection = run.connections.get("cc_tuning")
+    if not isinstance(connection, LinearConnection):
+        return run, None
+    connect(run.model, connection, "none")
+    return run, connection
 
 
 def ask(model: Any, tokenizer: Any, questions: Questions, mode: str = "none") -> dict[str, Any]:
@@ -121,7 +126,7 @@ def ask(model: Any, tokenizer: Any, questions: Questions, mode: str = "none") ->
 
 
 def look_inside(
-    model: Any, tokenizer: Any, records: Sequence[Record], connection: Connection | None = None
+    model: Any, tokenizer: Any, records: Sequence[Record], connection: LinearConnection | None = None
 ) -> dict[str, list[float]]:
     """Means over the pairs of one language, one number per layer: what deep supervision asks for (see
     `SupervisionMeasure`; cosines of the last token too), the probability that the lens gives to a first token of the
