@@ -15,7 +15,7 @@ from pivotune import checkpoint, training
 from pivotune.config import DataConfig, RunConfig, TrainingOptions
 from pivotune.errors import PivotuneError
 from pivotune.training_checks import check_libraries, check_values
-from tests.runs import configuration, rows, write_base, write_rows
+from tests.runs import LAYERS, configuration, rows, write_base, write_rows
 
 
 @pytest.mark.parametrize(
@@ -209,17 +209,22 @@ def test_what_depends_on_the_model(
     method = section if section in ("deep_supervision", "cc_tuning") else "sft"
     config = configuration(base, tmp_path / "train.jsonl", tmp_path / "run", method)
     config = dataclasses.replace(config, data=DataConfig(str(tmp_path / "train.jsonl")))
-    changed = dataclasses.replace(getattr(config, section), **change[section])
+    if section in config.by_name:
+        changed: dict[str, Any] = {"objectives": [dataclasses.replace(config.by_name[section], **change[section])]}
+    else:
+        changed = {section: dataclasses.replace(getattr(config, section), **change[section])}
     with pytest.raises(PivotuneError) as caught:
-        training.train(dataclasses.replace(config, **{section: changed}))
+        training.train(dataclasses.replace(config, **changed))
     assert message in str(caught.value)
 
 
 def test_automatic_layers_pass_the_check(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
-    config: RunConfig = configuration(base, tmp_path / "data", tmp_path / "run", "deep_supervision")
-    automatic = dataclasses.replace(config.deep_supervision, conversion_layer="auto", thinking_layer="auto")
-    training._check_model(dataclasses.replace(config, deep_supervision=automatic))
+    automatic = dataclasses.replace(LAYERS, conversion_layer="auto", thinking_layer="auto")
+    config: RunConfig = configuration(
+        base, tmp_path / "data", tmp_path / "run", "deep_supervision", deep_supervision=automatic
+    )
+    training._check_model(config)
 
 
 def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
