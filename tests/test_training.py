@@ -733,7 +733,7 @@ def test_a_batch_must_fill_on_every_rank() -> None:
 def test_one_pair_is_too_few_for_a_matrix(base: Path, tmp_path: Path) -> None:
     one = write_rows(tmp_path / "one.jsonl", rows(8, english=0.125))
     for method in ("cc_tuning", "both"):
-        with pytest.raises(PivotuneError, match="data.train: 1 example has.*cc_tuning needs 2 at least"):
+        with pytest.raises(PivotuneError, match=r"data.train: 1 example has.*cc_tuning needs 2 at least"):
             train(configuration(base, one, tmp_path / "run", method))
 
 

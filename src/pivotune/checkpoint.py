@@ -769,6 +769,8 @@ def open_tokenizer(path: str | Path, revision: str | None = None) -> Any:
     except PivotuneError:
         raise
     except Exception as error:  # tokenizers raises bare Exceptions
+        if not Path(path).exists():
+            raise PivotuneError(_why_not(path, error)) from error
         raise PivotuneError(f"{path}: its tokenizer cannot be opened: {reason(error)}. Are its files whole?") from error
 
 

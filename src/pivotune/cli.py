@@ -57,6 +57,8 @@ _OPTION = re.compile(r"--[A-Za-z]|-[A-Za-z][\w-]*$")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; mistakes of the user end in one message on standard error and exit status 2."""
+    if sys.stdout is None or sys.stderr is None:  # closed by the caller
+        sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter must not end a command
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -67,8 +69,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         if not _reader_is_gone():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+        _give_up_output()
         raise SystemExit(141) from None  # what a shell says of any other program then
+    except OSError as error:  # a full disk behind standard output, a name that no file can have
+        if error.filename is None:
+            _give_up_output()
+        place = "standard output" if error.filename is None else error.filename
+        print(f"pivotune: error: {place}: {error.strerror or error}.", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _give_up_output() -> None:
+    """Let what is still to be printed go nowhere, or Python would complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_is_gone() -> bool:
@@ -111,7 +124,7 @@ def _overview() -> str:
 
 def _train(name: str, arguments: list[str]) -> None:
     from pivotune.config import NOT_SUPPORTED
-    from pivotune.options import from_words, read_file, read_value
+    from pivotune.options import from_words, read_file, read_value, takes_list
 
     if _asks_for_help(arguments):
         _print_train_help(name)
@@ -133,6 +146,9 @@ def _train(name: str, arguments: list[str]) -> None:
     shows = read_value(from_words(words.pop("print_config", ["false"]), bool), bool, "print_config")
     for option, values in words.items():
         known = _known(option, kinds, reasons, "command line")
+        for file in values if takes_list(kinds[known]) else ():
+            if file.endswith((".yaml", ".yml")):
+                raise PivotuneError(f"{option}: {file} stands behind it and counts as its value. Put YAML files first.")
         _set(given, option, known, from_words(values, kinds[known]), kinds[known], option)
     if shows:
         print(configuration.as_yaml(given), end="")
@@ -273,7 +289,7 @@ def _print_help(name: str, function: Callable[..., Any]) -> NoReturn:
     summary, described = _documentation(function)
     parser = jsonargparse.ArgumentParser(prog=f"pivotune {name}", description=summary)
     for one in names:
-        number: dict[str, Any] = {} if one in COMMANDS[name].positional else {"nargs": "*"}
+        number: dict[str, Any] = {} if one in COMMANDS[name].positional else {"nargs": "*", "default": []}
         parser.add_argument(one, help=described.get(one, ""), **number)
     parser.add_function_arguments(function, as_group=False, skip=set(names))
     parser.print_help()

@@ -231,6 +231,11 @@ class RunConfig:
 
     def check(self) -> None:
         """Raise a PivotuneError for options that contradict each other or would have no effect."""
+        groups = {"model": ModelConfig, "data": DataConfig, "lora": LoraOptions, "training": TrainingArguments}
+        for name, kind in groups.items():
+            if not isinstance(group := getattr(self, name), kind):
+                given = TrainingOptions if kind is TrainingArguments else kind
+                raise PivotuneError(f"{name}: got a {type(group).__name__}; give a {given.__name__}(...).")
         if self.model.dtype not in get_args(Dtype):
             raise PivotuneError(f"model.dtype: got {self.model.dtype!r}; choose one of {', '.join(get_args(Dtype))}.")
         if len(self.by_name) < len(self.objectives):

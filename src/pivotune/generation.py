@@ -386,6 +386,8 @@ def _questions(
 
 def _standard_input() -> Iterator[tuple[str, str]]:
     """The lines of standard input in its encoding, which is the terminal's or PYTHONIOENCODING."""
+    if sys.stdin is None:  # closed by the caller
+        return iter(())
     buffer = getattr(sys.stdin, "buffer", None)
     if buffer is None:
         return text_lines((line.encode() for line in sys.stdin.read().split("\n")), "standard input")

@@ -177,6 +177,9 @@ def _read_one(node: Node, kind: Any, several: bool) -> Any:
         if not isinstance(node, MappingNode):
             raise ValueError
         _, value_kind = get_args(kind) or (str, Any)
+        for key, value in _items(node):
+            if ":" in key and _is_nothing(value):
+                raise PivotuneError(f"{key!r} has no value; write a blank behind the colon, as in {{name: value}}.")
         return {key: _read(value, value_kind) for key, value in _items(node)}
     if takes_list(kind):
         (item_kind,) = get_args(kind) or (Any,)
@@ -243,7 +246,10 @@ def _plain(node: Node) -> Any:
 
 def _items(node: MappingNode) -> Iterator[tuple[str, Node]]:
     """Names and values of a mapping, `<<` resolved."""
-    yaml.SafeLoader("").flatten_mapping(node)
+    try:
+        yaml.SafeLoader("").flatten_mapping(node)
+    except yaml.MarkedYAMLError as error:
+        raise PivotuneError(f"line {node.start_mark.line + 1}: << takes a mapping: {error.problem}.") from error
     for key, value in node.value:
         if not isinstance(key, ScalarNode):
             raise PivotuneError(f"line {key.start_mark.line + 1}: an option's name is one word.")

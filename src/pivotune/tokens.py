@@ -205,7 +205,8 @@ def fit_vocabulary(model: nn.Module, tokenizer: Any, used: Iterable[int], name: 
     if not missing:
         check_vocabulary(model, tokenizer, name)
         return None
-    words = f"the data use {len(missing)} tokens without a row in the embedding table of {rows:,} rows"
+    count = "1 token" if len(missing) == 1 else f"{len(missing)} tokens"
+    words = f"the data use {count} without a row in the embedding table of {rows:,} rows"
     if adapters:
         raise PivotuneError(
             f"lora.r: {words} ({_shown(missing.values())}), and adapters cannot train new rows. Train fully "

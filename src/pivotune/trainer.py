@@ -30,7 +30,8 @@ from pivotune.errors import PivotuneError
 from pivotune.files import reason
 from pivotune.losses import IGNORE
 from pivotune.method import Method, MethodOutput
-from pivotune.objectives.base import AfterTraining, Batch
+from pivotune.objectives.base import AfterTraining, Batch, unobtrusive
+from pivotune.taps import evaluating
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class PivotuneTrainer(Trainer):
         self.found: dict[str, dict[str, Any]] = {}  # what the objectives recorded after training
         self.term_summary: dict[str, dict[str, float]] = {}
         self._info = info or {}
+        self._last_batch: Batch | None = None
         self._window: dict[str, Tensor] = {}  # name -> (sum, count) on this rank since the last log
         self._windows = 0
         self._silent: dict[str, int] = {}  # name -> windows in which it had nothing to say
@@ -133,6 +135,7 @@ class PivotuneTrainer(Trainer):
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         output = model(inputs, counts=num_items_in_batch)
+        self._last_batch = inputs
         _accumulate(self._window, inputs, output)
         loss = output["loss"]
         if num_items_in_batch is not None:
@@ -263,10 +266,15 @@ class PivotuneTrainer(Trainer):
     def _check_numbers(self, optimizer: bool = False) -> None:
         """Raise a PivotuneError, on all ranks, where a loss since the last log or something that trains is not finite.
 
-        One pass over the parameters, and over the optimizer's state where that is to be saved.
+        One pass over the parameters, and over the optimizer's state where that is to be saved; and the loss of the last
+        batch once more, because no step has seen what the last update made of it.
         """
         wrong = [] if self.args.logging_nan_inf_filter else finite.broken_names(self._window.items(), self._sum)
         wrong += finite.broken_names(self._trained().items(), self._sum)
+        if not wrong and self._last_batch is not None:
+            with evaluating(self.model_wrapped), unobtrusive(self.args.device):
+                loss = self.model_wrapped(self._last_batch)["loss"]
+            wrong += finite.broken_names([("the loss after the last step", loss)], self._sum)
         if optimizer and self._optimizer_is_broken():
             wrong.append("the optimizer's state")
         if wrong:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import logging
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -271,7 +272,9 @@ def _with_adapters(model: Any, options: LoraOptions) -> nn.Module:
             found = ", ".join(sorted({layer.split(".")[-2] for layer in layers}))
             raise PivotuneError(f"lora.target_modules: no layer is named {wanted!r}; the model has {found}.")
     try:
-        adapted = get_peft_model(model, adapter)
+        with warnings.catch_warnings():  # of transformers about a name that peft uses
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
+            adapted = get_peft_model(model, adapter)
     except (ValueError, re.error) as error:
         raise PivotuneError(f"lora: {error}") from error
     tables = {"embed_tokens": model.get_input_embeddings(), "lm_head": model.get_output_embeddings()}
