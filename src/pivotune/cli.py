@@ -57,8 +57,9 @@ _OPTION = re.compile(r"--[A-Za-z]|-[A-Za-z][\w-]*$")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; mistakes of the user end in one message on standard error and exit status 2."""
-    if sys.stdout is None or sys.stderr is None:  # closed by the caller
-        sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter must not end a command
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -19,6 +19,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy, TrainOutput
@@ -228,8 +229,16 @@ class PivotuneTrainer(Trainer):
     # Whether it trains, and with numbers ---------------------------------------------------------------------------
 
     def _parameters(self) -> dict[str, Tensor]:
-        """All of them, by the names they have in the model."""
-        return {name.removeprefix("model."): value for name, value in self.method.named_parameters()}
+        """All of them, by the names they have in the model; under FSDP2, this rank's parts."""
+        self._reshard()
+        named = self.method.named_parameters()
+        return {name.removeprefix("model.").removeprefix("objectives."): value for name, value in named}
+
+    def _reshard(self) -> None:
+        """A pass without a gradient leaves some modules of FSDP2 whole."""
+        for module in self.method.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def _trained(self) -> dict[str, Tensor]:
         return {name: value for name, value in self._parameters().items() if value.requires_grad}
@@ -274,6 +283,7 @@ class PivotuneTrainer(Trainer):
         if not wrong and self._last_batch is not None:
             with evaluating(self.model_wrapped), unobtrusive(self.args.device):
                 loss = self.model_wrapped(self._last_batch)["loss"]
+            self._reshard()
             wrong += finite.broken_names([("the loss after the last step", loss)], self._sum)
         if optimizer and self._optimizer_is_broken():
             wrong.append("the optimizer's state")
