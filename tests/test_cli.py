@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -498,3 +499,40 @@ def test_another_broken_pipe_is_no_closed_output(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("pivotune.cli._reader_is_gone", lambda: False)
     with pytest.raises(BrokenPipeError, match="of a worker"):
         cli.main(["generate"])
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments", "status", "message"),
+    [
+        (">&-", ["--version"], 0, ""),
+        ("> /dev/full", ["--version"], 2, "pivotune: error: standard output: No space left on device."),
+        ("<&-", ["generate", "BASE"], 2, "prompts: there is none."),
+    ],
+)
+def test_streams_that_are_closed_or_full(
+    closed: str, arguments: list[str], status: int, message: str, base: Path
+) -> None:
+    words = [str(base) if word == "BASE" else word for word in arguments]
+    command = f"{shlex.join([sys.executable, '-m', 'pivotune', *words])} {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data.train", "zh.jsonl", "s.yaml"], "data.train: s.yaml stands behind it"),
+        (["train", "--data.chat_template_kwargs", "{a:false}"], "give names with values, such as {name: value}"),
+        (["layers", "BASE", "--data", "x.jsonl", "--output", "n" * 300], "is too long; give one of at most 240 bytes"),
+        (["layers", "BASE", "--data", "x.jsonl", "--output", "BASE/config", "--overwrite"], "in the folder of a model"),
+    ],
+)
+def test_what_newcomers_try(
+    arguments: list[str], message: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.jsonl").write_text('{"instruction": "你好", "language": "zh"}\n', encoding="utf-8")
+    with pytest.raises(SystemExit) as refused:
+        cli.main([word.replace("BASE", str(base)).replace("x.jsonl", str(tmp_path / "x.jsonl")) for word in arguments])
+    assert refused.value.code == 2
+    assert message in capsys.readouterr().err

@@ -87,3 +87,9 @@ def test_files_of_a_checkpoint(bad: float, tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_a_problem(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"none of it")
     assert str(finite.problem_in_files(tmp_path)).startswith(f"{name} cannot be read")
+
+
+def test_a_number_whose_square_is_infinite_counts_as_infinite() -> None:
+    assert finite.broken(torch.tensor([1.0, -1e20]))
+    assert not finite.broken(torch.tensor([1.0, -1e18]))
+    assert not finite.broken(torch.tensor([6e4], dtype=torch.float16))

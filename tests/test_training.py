@@ -469,7 +469,7 @@ def _poison_parameter(trainer: PivotuneTrainer) -> None:
 
 
 def _poison_decision_maker(trainer: PivotuneTrainer) -> None:
-    trainer._trained()["decision_maker.weight"].data[1, 2] = float("inf")
+    trainer._trained()["cc_tuning.decision_maker.weight"].data[1, 2] = float("inf")
 
 
 def _poison_optimizer(trainer: PivotuneTrainer) -> None:
@@ -812,3 +812,23 @@ def _by_itself(method: Method, base: Path, data: Path, folder: Path, **changed: 
 
 def _base_weights(base: Path) -> dict[str, torch.Tensor]:
     return load_file(base / "model.safetensors")
+
+
+def test_what_the_last_update_breaks_is_not_saved(base: Path, data: Path, tmp_path: Path) -> None:
+    """Weights of 1e30 are finite, but nothing can be computed with them."""
+    with pytest.raises(PivotuneError, match=r"step 1: NaN or infinity in .*lower training\.learning_rate"):
+        train(configuration(base, data, tmp_path / "run", max_steps=1, learning_rate=1e30))
+    _nothing_in(tmp_path / "run")
+
+
+def test_paths_are_recorded_as_text(base: Path, data: Path, tmp_path: Path) -> None:
+    config = configuration(base, data, tmp_path / "run", max_steps=1)
+    config.data.train = data  # type: ignore[assignment]  # as users give it
+    assert json.loads((train(config) / INFO).read_text())["data"]["train"] == str(data)
+
+
+def test_a_group_that_is_no_group(base: Path, data: Path, tmp_path: Path) -> None:
+    config = configuration(base, data, tmp_path / "run")
+    config.training = {"max_steps": 1}  # type: ignore[assignment]
+    with pytest.raises(PivotuneError, match=r"training: got a dict; give a TrainingOptions\(\.\.\.\)"):
+        train(config)

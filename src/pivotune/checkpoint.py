@@ -215,7 +215,7 @@ def check_apart(option: str, folder: str | Path, model: str | Path) -> None:
 
     A hub name counts as the folder that would be taken for the model from then on.
     """
-    output, source = Path(folder).resolve(), Path(model).resolve()
+    output, source = (Path(os.path.realpath(path)) for path in (folder, model))  # unlike resolve(), no error in a loop
     is_folder = source.is_dir()
     if output == source or (is_folder and output.exists() and output.samefile(source)):
         raise PivotuneError(
@@ -310,7 +310,7 @@ def _begin(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(without_nan(content), indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(without_nan(content), indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def _version(package: str) -> str | None:

@@ -23,6 +23,11 @@ LOCK = "pivotune.lock"
 """Lies in a folder that a process is writing into; a process that was killed leaves it behind, unlocked."""
 
 
+LONGEST_NAME = 240
+"""Bytes of a file's name: file systems take 255, and while a file is written its name is longer."""
+_OF_A_MODEL = ("config.json", "adapter_config.json", "pivotune.json")
+
+
 def check_output_file(option: str, path: str | Path, *, overwrite: bool = False, new_folder: bool = False) -> Path:
     """The path, if a file can be written there: checked before the work that makes its content.
 
@@ -45,6 +50,10 @@ def check_output_file(option: str, path: str | Path, *, overwrite: bool = False,
     folder = Path(os.path.realpath(path)).parent
     if not os.path.isdir(folder) and not new_folder:
         raise PivotuneError(f"{option}: the folder of {path} does not exist; create it first.")
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise PivotuneError(f"{option}: the name of {path} is too long; give one of at most {LONGEST_NAME} bytes.")
+    if os.path.lexists(path) and any(os.path.exists(folder / name) for name in _OF_A_MODEL):
+        raise PivotuneError(f"{option}: {path} is a file in the folder of a model or run; name another place.")
     there = _nearest(folder)
     if not os.path.isdir(there):
         raise PivotuneError(f"{option}: {there} is a file, so {path} cannot be created in it; name another place.")
@@ -81,7 +90,8 @@ def write_text(path: str | Path, content: str) -> None:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_json(path: str | Path) -> Any:

@@ -105,6 +105,9 @@ def generate_texts(
     Raises:
         PivotuneError: a prompt with a token that the model does not have, or one that cannot be rendered.
     """
+    if isinstance(questions, str):
+        raise PivotuneError("questions: got one string; give a list of them.")
+    check_number("batch_size", batch_size, 1, whole=True)
     answers: list[str] = [""] * len(questions)
     batches = generate_batches(
         model, tokenizer, questions, style=style, connection=connection, batch_size=batch_size, **generate_options

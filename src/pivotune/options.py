@@ -177,9 +177,8 @@ def _read_one(node: Node, kind: Any, several: bool) -> Any:
         if not isinstance(node, MappingNode):
             raise ValueError
         _, value_kind = get_args(kind) or (str, Any)
-        for key, value in _items(node):
-            if ":" in key and _is_nothing(value):
-                raise PivotuneError(f"{key!r} has no value; write a blank behind the colon, as in {{name: value}}.")
+        if any(":" in key and _is_nothing(value) for key, value in _items(node)):  # {name:value}
+            raise ValueError
         return {key: _read(value, value_kind) for key, value in _items(node)}
     if takes_list(kind):
         (item_kind,) = get_args(kind) or (Any,)
