@@ -381,3 +381,9 @@ def test_layers_refuse_a_word_without_a_row(tmp_path: Path) -> None:
     rows = [ParallelExample("1", "zh", Text(prompt="<four> 几"), where="f:1")]
     with pytest.raises(PivotuneError, match='data: the tokens "500" have no row'):
         choose_layers(run.model, run.tokenizer, rows)
+
+
+def test_ends_that_are_no_ids() -> None:
+    for ids in ("x", ["x"], 2.5):
+        with pytest.raises(PivotuneError, match="eos_token_id: got"):
+            tokens.listed(ids)  # type: ignore[arg-type]

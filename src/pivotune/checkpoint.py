@@ -425,7 +425,10 @@ def load_run(
         model = open_model(path, dtype=dtype, **options)
     elif info.get("adapter"):
         options["dtype"] = info["dtype"] if dtype == "auto" else dtype
-        base = open_model(info["base_model"], info.get("revision"), **options)
+        try:
+            base = open_model(info["base_model"], info.get("revision"), **options)
+        except PivotuneError as error:
+            raise PivotuneError(f"{path}: the base model that its {INFO} names (base_model): {error}") from error
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=f".*{CONNECTION_IS_OFF}")
             warnings.filterwarnings("error", message=".*missing adapter keys")

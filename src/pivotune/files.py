@@ -84,7 +84,7 @@ def write_text(path: str | Path, content: str) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # no file of the user's has that name
     try:
         with writing(path):
-            with temporary.open("x", encoding="utf-8") as file:
+            with temporary.open("x", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

@@ -27,7 +27,7 @@ OPTIMIZER = ("optimizer.pt", "optimizer.bin")
 def broken(tensor: Tensor) -> Tensor:
     """Whether a tensor (under FSDP2, this rank's part of it) has a NaN or an infinity: a bool on its device.
 
-    A number whose square is infinite in float32 counts as infinite: no norm survives it, and a model of such weights
+    A number whose square is infinite (in float32 or wider) counts as infinite: no norm survives it, and a model of such weights
     answers with zeros or NaN.
     """
     tensor = _local(tensor)
@@ -35,7 +35,8 @@ def broken(tensor: Tensor) -> Tensor:
         return torch.zeros((), dtype=torch.bool, device=tensor.device)
     if tensor.element_size() == 1:  # float8 knows no such arithmetic
         tensor = tensor.float()
-    return ~torch.stack(torch.aminmax(tensor)).float().square().isfinite().all()  # both pass a NaN on
+    ends = torch.stack(torch.aminmax(tensor))
+    return ~ends.to(torch.promote_types(ends.dtype, torch.float32)).square().isfinite().all()  # both pass a NaN on
 
 
 def broken_names(named: Named, reduce: Callable[[Tensor], Tensor] = lambda flags: flags) -> list[str]:

@@ -98,8 +98,15 @@ def until_end(ids: Sequence[int], ends: Iterable[int]) -> Sequence[int]:
 
 
 def listed(ids: int | Sequence[int] | None) -> list[int]:
-    """An eos_token_id, which may be one id, several or none, as a list."""
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    """An eos_token_id, which may be one id, several or none, as a list.
+
+    Raises:
+        PivotuneError: it is something else.
+    """
+    found = [] if ids is None else [ids] if isinstance(ids, int) or not isinstance(ids, Sequence) else list(ids)
+    if isinstance(ids, str) or not all(isinstance(one, int) for one in found):
+        raise PivotuneError(f"eos_token_id: got {ids!r}; give a token id, or a list of them (generation_config.json).")
+    return found
 
 
 # Padding and the vocabulary ------------------------------------------------------------------------------------------
