@@ -29,6 +29,7 @@ from pivotune.tokens import (
     context_length,
     end_ids,
     fit_padding,
+    listed,
     rows_of,
     until_end,
 )
@@ -386,4 +387,4 @@ def test_layers_refuse_a_word_without_a_row(tmp_path: Path) -> None:
 def test_ends_that_are_no_ids() -> None:
     for ids in ("x", ["x"], 2.5):
         with pytest.raises(PivotuneError, match="eos_token_id: got"):
-            tokens.listed(ids)  # type: ignore[arg-type]
+            listed(ids)  # type: ignore[arg-type]

@@ -27,8 +27,8 @@ OPTIMIZER = ("optimizer.pt", "optimizer.bin")
 def broken(tensor: Tensor) -> Tensor:
     """Whether a tensor (under FSDP2, this rank's part of it) has a NaN or an infinity: a bool on its device.
 
-    A number whose square is infinite (in float32 or wider) counts as infinite: no norm survives it, and a model of such weights
-    answers with zeros or NaN.
+    A number whose square is infinite (in float32 or wider) counts as infinite: no norm survives it, and a model of such
+    weights answers with zeros or NaN.
     """
     tensor = _local(tensor)
     if not tensor.is_floating_point() or not tensor.numel():
