@@ -153,7 +153,6 @@ def test_mistakes(arguments: list[str], message: str, run_file: Path, capsys: py
     [
         ("limit", "ten", "a whole number"),
         ("batch_size", "2.5", "a whole number"),
-        ("connection", "matrx", "one of 'none', 'english', 'matrix'"),
         ("softmax_dtype", "half", "one of 'float32', 'auto'"),
         ("restart", "perhaps", "true or false"),
     ],

@@ -244,8 +244,10 @@ def _print_train_help(name: str) -> NoReturn:
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration and exit.")
     parser.add_class_arguments(RunConfig, as_group=False, skip={"training", "objectives"})
     for one, objective in OBJECTIVES.items():
-        parser.add_argument(f"--{one}", metavar="true|false", help=f"{objective.summary}; also by any of its options.")
-        parser.add_class_arguments(objective.Options, one, instantiate=False)
+        title, _ = _documentation(objective.Options)
+        group = parser.add_argument_group(title.rstrip("."), name=one)
+        group.add_argument(f"--{one}", metavar="true|false", help=f"{objective.summary}; also by any of its options.")
+        group.add_class_arguments(objective.Options, one, as_group=False, instantiate=False)
     parser.add_class_arguments(TrainingOptions, "training", instantiate=False, skip=HIDDEN)
     parser.print_help()
     raise SystemExit(0)

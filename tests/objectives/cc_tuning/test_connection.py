@@ -171,7 +171,7 @@ def test_a_wrapped_model_generates_with_the_connection() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"connection": "matrx"}, ["connection", "'matrx'", "none, english or matrix"]),
+        ({"connection": "matrx"}, ["connection", "'matrx'", "matrix, english, none"]),
         ({"connection": "english"}, ["english_input_ids", 'connection="matrix"']),
         ({"use_cache": False}, ["use_cache", 'connection="none"']),
         ({"connected": torch.tensor([True, False, True])}, ["connected", "3 rows", "4 prompts"]),
