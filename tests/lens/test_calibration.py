@@ -172,6 +172,20 @@ def test_supervision_costs_one_pass_per_text_and_no_logits_beyond_a_chunk() -> N
         torch.testing.assert_close(got[name], want[name], rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("layers", [(1, 2), (2, 4), (3,)], ids=str)
+def test_supervision_at_some_layers_is_that_of_all_and_runs_no_further(layers: Sequence[int]) -> None:
+    model, batch = tiny("llama"), pairs(9, unanswered=[2])
+    every, _ = measured(model, batch)
+    passes = []
+    reading, measure = reading_of(model, batch), SupervisionMeasure(Anatomy(model), layers=layers)
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda *_: passes.append(1))
+    for name, got in measure.add(reading).items():
+        torch.testing.assert_close(got, every[name][:, [layer - 1 for layer in layers]], rtol=1e-12, atol=0)
+    assert len(passes) == 2 * max(layers)
+    assert len(model.model.layers) == 4
+
+
 def test_supervision_leaves_no_trace() -> None:
     model, batch = tiny("llama"), pairs(8)
     reading = reading_of(model, batch)
@@ -188,7 +202,11 @@ def test_supervision_leaves_no_trace() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(dict(pooling="max"), ["pooling", "'max'", "last_token"]), (dict(final_norm="yes"), ["final_norm", "'yes'"])],
+    [
+        (dict(pooling="max"), ["pooling", "'max'", "last_token"]),
+        (dict(final_norm="yes"), ["final_norm", "'yes'"]),
+        (dict(layers=(1, 5)), ["layers", "5", "1..4"]),
+    ],
     ids=str,
 )
 def test_bad_options_are_named(options: dict[str, Any], words: list[str]) -> None:
