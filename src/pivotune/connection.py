@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from pivotune.anatomy import Anatomy
 from pivotune.errors import PivotuneError
+from pivotune.finite import broken
 from pivotune.methods.cc_tuning import CCTuning, CCTuningConfig, DecisionMaker
 from pivotune.taps import Injection, Tap, evaluating
 
@@ -428,7 +429,7 @@ def fit_transform_matrix(
         seed: of the choice of pairs.
 
     Raises:
-        PivotuneError: fewer than two pairs.
+        PivotuneError: fewer than two pairs, activations that are not finite, or equations without a solution.
     """
     config = method.cc_tuning
     pairs = [i for i, ids in enumerate(dataset["english_prompt_ids"]) if ids]
@@ -455,7 +456,7 @@ def fit_transform_matrix(
         equations = NormalEquations(1 if shared else anatomy.num_layers, anatomy.hidden_size, device)
         for source, target in activations(fitted):
             equations.add(*((x.flatten(0, 1)[None] if shared else x) for x in (source, target)))
-        weight = equations.solve(config.ridge)
+        weight = _solved(equations, config.ridge)
         r2 = RunningR2(anatomy.num_layers, anatomy.hidden_size, device)
         for source, target in activations(held):
             r2.add(source.double() @ weight, target)
@@ -467,3 +468,17 @@ def fit_transform_matrix(
         "r2_per_layer": r2.per_group(),
     }
     return TransformMatrix((weight[0] if shared else weight).float(), report)
+
+
+def _solved(equations: NormalEquations, ridge: float) -> Tensor:
+    if broken(equations.gram) or broken(equations.cross):
+        raise PivotuneError("transform matrix: the model's activations on data.train have NaN or infinity.")
+    try:
+        weight = equations.solve(ridge)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # exported, though not in its __all__
+        raise PivotuneError(
+            f"transform matrix: cannot be solved with cc_tuning.ridge: {ridge:g}. Raise it; 0.01 is usual."
+        ) from error
+    if broken(weight.float()):
+        raise PivotuneError(f"transform matrix: overflows with cc_tuning.ridge: {ridge:g}. Raise it; 0.01 is usual.")
+    return weight

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from pivotune.lab import demo as module
 from pivotune.lab import workers
 from pivotune.lab.demo import ROWS, TITLES, Score, demo
 from pivotune.lab.templates import LANGUAGES
+from pivotune.lab.world import World
 
 
 @pytest.mark.slow
@@ -88,6 +90,29 @@ def test_an_interruption_ends_with_one_line(tmp_path: Path) -> None:
         time.sleep(0.1)
     else:
         pytest.fail("a process of the demo goes on")
+
+
+def test_only_the_folder_of_a_demo_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found before anything is built."""
+
+    class Built(Exception):
+        pass
+
+    def build(*_: Any) -> None:
+        raise Built
+
+    monkeypatch.setattr(World, "build", build)
+    mine = tmp_path / "TFT" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(PivotuneError, match=r"^output: .* holds files that are not of a demo"):
+        demo(str(tmp_path), languages="zh")
+    with pytest.raises(PivotuneError, match="is a file; name a folder"):
+        demo(str(mine), languages="zh")
+    assert mine.read_text() == "mine"
+    for _ in range(2):  # new, and again
+        with pytest.raises(Built):
+            demo(str(tmp_path / "demo"), languages="zh")
 
 
 def test_unknown_languages_are_refused(tmp_path: Path) -> None:

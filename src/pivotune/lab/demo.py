@@ -28,7 +28,8 @@ from transformers.utils import logging
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import Run
 from pivotune.connection import Mode
-from pivotune.errors import check_choice, check_number
+from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
+from pivotune.files import make_folder, write_text
 from pivotune.lab.base import base_path, load_base
 from pivotune.lab.settings import BASE, EPOCHS, INSIDE_PAIRS, MAX_LENGTH, STYLE, TRAINING, Setting, by_name
 from pivotune.lab.templates import LANGUAGES
@@ -38,6 +39,7 @@ from pivotune.lab.world import World
 from pivotune.lens.calibration import SupervisionMeasure
 from pivotune.lens.plots import new_figure, save
 from pivotune.lens.reading import PairStream, run_measure
+from pivotune.options import names_in
 from pivotune.tables import table
 
 NAMES = {language: str(Locale(language).english_name) for language in LANGUAGES}
@@ -56,6 +58,10 @@ ASKED = {"none": "", "matrix": ", matrix", "english": ", real English"}
 SECONDS = {"base model": 0.0, "TFT": 0.4, "logits": 0.73, "feature": 0.54, "CC": 0.86}
 """Of a step's training, on one core of a small cloud machine: what the time left is guessed from until it is known."""
 SECONDS_ASKED, SECONDS_LOOKED = 2.0, 1.5  # in each language
+
+
+MARK = "pivotune.demo"
+"""Lies in the folder of a demo."""
 
 
 @dataclass
@@ -79,7 +85,9 @@ class Score:
         return f"{self.percent:5.1f} [{low:4.1f}, {high:4.1f}]"
 
 
-def demo(output: str = "runs/demo", languages: str = "zh,vi,ar,sw", epochs: float = EPOCHS, seed: int = 0) -> None:
+def demo(
+    output: str = "runs/demo", languages: str | list[str] = "zh,vi,ar,sw", epochs: float = EPOCHS, seed: int = 0
+) -> None:
     """Fine-tune the lab's base model with every method, and print and plot what each of them changes.
 
     Args:
@@ -88,10 +96,12 @@ def demo(output: str = "runs/demo", languages: str = "zh,vi,ar,sw", epochs: floa
         epochs: passes over the training questions.
         seed: of the training runs.
     """
-    chosen = [language.strip() for language in languages.split(",")]
-    for language in chosen:
+    chosen = list(dict.fromkeys(names_in(languages)))
+    for language in chosen or [""]:
         check_choice("languages", language, LANGUAGES[1:])
     check_number("epochs", epochs, 0, exclusive=True)
+    check_seed("seed", seed)
+    _claim(Path(output))
     started = time.monotonic()
     logging.disable_progress_bar()  # of loading and saving
     folder, world, base = Path(output), World.build(), load_base()
@@ -120,6 +130,18 @@ def demo(output: str = "runs/demo", languages: str = "zh,vi,ar,sw", epochs: floa
     _report(folder, scores, inside, layers, {"seed": seed, "epochs": epochs})
     seconds = time.monotonic() - started
     print(f"\n{seconds:.0f} seconds. Picture: {folder / 'demo.png'}. Numbers: {folder / 'results.json'}.")
+
+
+def _claim(folder: Path) -> None:
+    """Mark the folder as a demo's; the next one may then replace what is in it."""
+    if folder.exists() and not folder.is_dir():
+        raise PivotuneError(f"output: {folder} is a file; name a folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
+        raise PivotuneError(
+            f"output: {folder} holds files that are not of a demo, which would replace them. Name a new folder."
+        )
+    make_folder(folder)
+    write_text(folder / MARK, "")
 
 
 def _title(row: Setting) -> str:
@@ -242,9 +264,9 @@ def _report(
         for name, row in scores.items()
     }
     content = {**run, "layers": layers, "scores": saved, "inside": inside}
-    (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_text(folder / "results.json", json.dumps(content, indent=1) + "\n")
     tables = [_table(answers, markdown=True), _table(states, markdown=True)]
-    (folder / "tables.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+    write_text(folder / "tables.md", "\n\n".join(tables) + "\n")
     _plot(scores, folder / "demo")
 
 

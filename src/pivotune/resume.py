@@ -1,0 +1,350 @@
+"""Going on with a run: which checkpoint, and whether it is a checkpoint of this very run.
+
+A checkpoint's own record (`pivotune.json`) is compared with what the run would be now, before the model is loaded. Each
+option of a run is of one of four kinds:
+
+    FIXED     what the checkpoint's tensors, its loss or its optimizer are: another value is an error
+    POSITION  which examples come when: another value is an error, because the place in the data would be lost; unless
+              training.ignore_data_skip is true, which gives it up
+    SAID      may change on purpose, and changes the result: a warning says both values
+    the rest  (logging, saving, evaluation, loading of data, memory) may change without a word
+
+What a record of an older Pivotune does not hold is not compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import datasets
+import pyarrow as pa
+from accelerate.utils import broadcast_object_list
+from huggingface_hub import try_to_load_from_cache
+from transformers import TrainingArguments
+
+from pivotune import checkpoint
+from pivotune.config import HIDDEN, RunConfig, TrainingOptions
+from pivotune.errors import PivotuneError
+from pivotune.finite import problem_in_files
+
+logger = logging.getLogger(__name__)
+
+_EXAMPLES_PER_STEP = "training.per_device_train_batch_size x gradient_accumulation_steps x ranks"
+_BY_OPTIMIZER = "the optimizer's state carries the old value on, so that another has no effect"
+FIXED = {
+    "method": "each method trains other tensors on another loss",
+    "model.path": "the checkpoint goes on from the weights of its own base model",
+    "model.revision": "the checkpoint goes on from the weights of its own base model",
+    "model.dtype": "its weights have that type",
+    "lora": "adapters and full weights are different tensors",
+    "lora.r": "adapters of another rank, or none, are other tensors",
+    "lora.target_modules": "its adapters belong to those layers",
+    "lora.alpha": "what the adapters have learned would be rescaled",
+    "lora.dropout": "the loss would be another one",
+    "deep_supervision": "the loss would be another one",
+    "cc_tuning": "the loss would be another one",
+    "training.optim": "its optimizer's state is of that kind",
+    "training.optim_args": _BY_OPTIMIZER,
+    "training.optim_target_modules": "its optimizer's state is of that kind",
+    "training.weight_decay": _BY_OPTIMIZER,
+    "training.adam_beta1": _BY_OPTIMIZER,
+    "training.adam_beta2": _BY_OPTIMIZER,
+    "training.adam_epsilon": _BY_OPTIMIZER,
+    "training.lr_scheduler_type": "its scheduler's state is of that kind",
+    "training.lr_scheduler_kwargs": "its scheduler's state carries the old value on",
+    "training.fp16": "the scale of the loss is part of the checkpoint",
+    "training.fsdp": "FSDP, DeepSpeed and DDP store the optimizer's state in different forms",
+}
+POSITION = {
+    "data.train": "its rows, as tokens, are not those of the checkpoint",
+    "training.seed": "it draws the order of the rows",
+    "training.data_seed": "it draws the order of the rows",
+    _EXAMPLES_PER_STEP: "so many examples are one step",
+    "training.dataloader_drop_last": "it decides how many steps an epoch has",
+    "training.train_sampling_strategy": "it decides the order of the rows",
+}
+SAID = {
+    "training.learning_rate": "the schedule goes on with the new one",
+    "training.num_train_epochs": "the learning rate follows the new length from here on",
+    "training.max_steps": "the learning rate follows the new length from here on",
+    "training.warmup_steps": "the learning rate follows the new schedule from here on",
+    "training.max_grad_norm": "gradients are clipped there from here on",
+    "training.bf16": "steps are rounded differently from here on",
+    "training.tf32": "steps are rounded differently from here on",
+}
+AFTER_TRAINING = ("cc_tuning.matrix", "cc_tuning.ridge", "cc_tuning.matrix_pairs")
+"""Options that only the Transform Matrix reads, which is fitted when all steps are done."""
+_RATE_IN_STATE = ("reduce_lr_on_plateau", "greedy")
+LENGTH = ("training.max_steps", "training.num_train_epochs")
+
+_SAMPLES, _SAMPLE = 256, 4096
+
+Result = TypeVar("Result")
+
+
+# Which checkpoint ------------------------------------------------------------------------------------------------
+
+
+def find(asked: str | bool | None, output: str | Path) -> Path | None:
+    """The checkpoint to go on from; None begins a new run, whose folder must not hold another one.
+
+    Args:
+        asked: training.resume_from_checkpoint: true for the last good checkpoint of `output` (complete, and all of its
+            numbers finite), or a folder.
+        output: of the run.
+
+    Returns:
+        The checkpoint; `output` itself where it is a complete run that has none.
+
+    Raises:
+        PivotuneError: what was asked for cannot be gone on from, or something in `output` would be lost.
+    """
+    output = Path(output)
+    if str(asked).lower() in ("none", "false", "null", ""):
+        if checkpoint.is_complete(output) or any(output.glob("checkpoint-*")):
+            raise PivotuneError(
+                f"output: {output} already holds a run. Choose another folder, remove it, or continue it with "
+                "training.resume_from_checkpoint: true."
+            )
+        return None
+    if str(asked).lower() == "true":
+        return _last_good(output)
+    return _named(Path(str(asked)), output)
+
+
+def _last_good(output: Path) -> Path | None:
+    for folder in checkpoint.complete_checkpoints(output):
+        check_state(folder)
+        if (problem := problem_in_files(folder)) is None:
+            return folder
+        logger.warning("training.resume_from_checkpoint: %s is passed over: %s.", folder, problem)
+    if checkpoint.is_complete(output):
+        return output
+    logger.warning("training.resume_from_checkpoint: %s has no complete checkpoint; training begins anew.", output)
+    return None
+
+
+def _named(folder: Path, output: Path) -> Path:
+    option = f"training.resume_from_checkpoint: {folder}"
+    last = next(iter(checkpoint.complete_checkpoints(folder)), None)
+    if last is not None:
+        raise PivotuneError(f"{option} is the folder of a run. Give one of its checkpoints, e.g. {last}.")
+    if not checkpoint.is_complete(folder):
+        raise PivotuneError(f"{option} is not a complete checkpoint.")
+    check_state(folder)
+    if problem := problem_in_files(folder):
+        raise PivotuneError(f"{option}: {problem}. Give an earlier checkpoint, or true for the last good one.")
+    others = [other.name for other in checkpoint.complete_checkpoints(output)]
+    if folder.resolve().parent == output.resolve():
+        if later := others[: others.index(folder.resolve().name)]:
+            raise PivotuneError(
+                f"{option}: later checkpoints of this run would be overwritten ({', '.join(later)}). Remove them, or "
+                "name another output."
+            )
+    elif others or checkpoint.is_complete(output):
+        raise PivotuneError(f"output: {output} already holds a run that is not the one of {folder}. Choose another.")
+    return folder
+
+
+def check_state(folder: Path) -> None:
+    """Raise a PivotuneError where a folder has weights, but not the optimizer and the position to go on with."""
+    if not (folder / "trainer_state.json").is_file():
+        raise PivotuneError(
+            f"training.resume_from_checkpoint: {folder} is a finished run and no checkpoint. Give a checkpoint-N; or, "
+            "to train its model further, give it as model.path of a new run."
+        )
+    if not any([*folder.glob("optimizer*"), *folder.glob("global_step*")]):
+        raise PivotuneError(
+            f"training.resume_from_checkpoint: {folder} has no optimizer's state (training.save_only_model), so the "
+            "run cannot go on. Begin a new run in another output; its model.path may be this checkpoint."
+        )
+    checkpoint.check_state(folder)
+
+
+def on_first_process(args: TrainingArguments, function: Callable[[], Result]) -> Result:
+    """What the first process finds, for all of them; and the error, where it finds one."""
+    answer: list[Any] = [None]
+    failure: Exception | None = None
+    if args.process_index == 0:
+        try:
+            answer = [(function(), None)]
+        except Exception as error:
+            failure, answer = error, [(None, str(error))]
+    if args.world_size > 1:  # the other processes wait for an answer, also for a bad one
+        broadcast_object_list(answer)
+    found, problem = answer[0]
+    if problem is not None:
+        raise failure or PivotuneError(problem)
+    return found
+
+
+# What a run is, for the comparison -------------------------------------------------------------------------------
+
+
+def training_record(args: TrainingArguments) -> dict[str, Any]:
+    """What `pivotune.json` says of the training: the options that are set, and how many examples one step takes."""
+    options = {k: v for k, v in args.to_dict().items() if v is not None and k not in HIDDEN}
+    examples = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return {"training": options, "examples_per_step": examples}
+
+
+def options_record(config: RunConfig, args: TrainingArguments) -> dict[str, Any]:
+    """What can be compared before anything is read: `pivotune.json` of this run, as far as its options say."""
+    own = {"deep_supervision": config.supervises, "cc_tuning": config.connects}
+    return {
+        "method": config.method,
+        "adapter": config.lora.r > 0,
+        "lora": vars(config.lora),
+        **({} if config.model.dtype == "auto" else {"dtype": config.model.dtype}),
+        **{name: vars(getattr(config, name)) for name, used in own.items() if used},
+        **training_record(args),
+    }
+
+
+def base_digest(path: str, revision: str | None = None) -> str | None:
+    """A digest of a base model's files: samples of each, spread evenly, for they are large. None for what is not here.
+
+    Two folders of the same content have the same one, wherever they lie.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        try:
+            found = try_to_load_from_cache(path, "config.json", revision=revision)
+        except ValueError:  # no name of a model
+            found = None
+        if not isinstance(found, str):
+            return None
+        folder = Path(found).parent
+    digest = hashlib.blake2b(digest_size=16)
+    files = {folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")}
+    for file in [folder] if folder.is_file() else sorted(files):  # a GGUF file is a whole model
+        if not file.is_file():
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as content:
+            for number in range(_SAMPLES):
+                content.seek(size * number // _SAMPLES)
+                digest.update(content.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+def rows_digest(rows: datasets.Dataset) -> str:
+    """A digest of what training reads of tokenised rows, in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(rows.column_names):
+        parts = rows.data.column(name).chunks
+        if pa.types.is_list(parts[0].type):  # how long each row's list is, then what is in them
+            parts = [*(part.value_lengths() for part in parts), *(part.flatten() for part in parts)]
+        for part in parts:
+            if pa.types.is_integer(part.type):
+                digest.update(part.fill_null(-1).to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest()
+
+
+# The comparison --------------------------------------------------------------------------------------------------
+
+
+def compare(folder: str | Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Raise a PivotuneError where a checkpoint is not one of this run.
+
+    Args:
+        folder: the checkpoint, for the messages.
+        then: its record.
+        now: the record of the run as it is now, or the parts of it that are known.
+
+    Returns:
+        What the user should know about differences that are allowed.
+    """
+    old, new = _options(then, now), _options(now, then)
+    anew = bool(new.get("training.ignore_data_skip"))
+    refused, told = [], []
+    for name in (name for name in new if name in old and old[name] != new[name]):
+        fixed, position = _reason(name, FIXED), _reason(name, POSITION)
+        if name == "training.learning_rate" and new.get("training.lr_scheduler_type") in _RATE_IN_STATE:
+            fixed = "its scheduler's state carries the old value on"
+        if fixed or (position and not anew):
+            refused.append(f"{_difference(name, old, new, then, now)}: {fixed or position}")
+        elif reason := position or _reason(name, SAID):
+            told.append(f"{_difference(name, old, new, then, now)}: {reason}.")
+    if refused:
+        place = "" if len(refused) > 1 or not refused[0].startswith(tuple(POSITION)) else _BEGIN_THE_DATA_ANEW
+        raise PivotuneError(
+            f"{'; '.join(refused)}. So says {Path(folder) / checkpoint.INFO}. Give the old value, or begin a new run "
+            f"(another output, without training.resume_from_checkpoint).{place}"
+        )
+    if "base_digest" in now and then.get("base_digest") and then["base_model"] != now["base_model"]:
+        told.append(f"model.path: {now['base_model']} has the content of {then['base_model']}, and takes its place.")
+    return told
+
+
+_BEGIN_THE_DATA_ANEW = (
+    " Or go on with training.ignore_data_skip: true, which gives up the place in the data and begins an epoch anew."
+)
+
+
+def unchanged(then: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> bool:
+    """Whether these options are what they were, as far as both records say."""
+    old, new = _options(then, now), _options(now, then)
+    return all(old[name] == new[name] for name in names if name in old and name in new)
+
+
+def _options(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as options with their dotted names, so that what both have can be compared."""
+    record = json.loads(json.dumps(record, default=str))
+    found: dict[str, Any] = {}
+    for section in ("lora", "deep_supervision", "cc_tuning", "training"):
+        found |= {f"{section}.{name}": value for name, value in record.get(section, {}).items()}
+    if "training" in record:  # what is null there is left out of a record
+        optional = {option.name for option in dataclasses.fields(TrainingOptions) if option.default is None}
+        found |= {f"training.{name}": None for name in optional & {*other.get("training", {})} - {*record["training"]}}
+        found.pop("training.fsdp", None)
+        if found.get("training.max_steps", -1) > 0:
+            found.pop("training.num_train_epochs", None)  # has no effect then
+    elif "adapter" in record:
+        found["lora"] = record["adapter"]
+    named = {"dtype": "model.dtype", "sharding": "training.fsdp", "examples_per_step": _EXAMPLES_PER_STEP}
+    named |= {"method": "method", "rows_digest": "data.train"}
+    if record.get("base_digest") and other.get("base_digest"):
+        named |= {"base_digest": "model.path"}  # a model that was moved is the same
+    else:
+        named |= {"base_model": "model.path", "revision": "model.revision"}
+    found |= {option: record[key] for key, option in named.items() if key in record}
+    if isinstance(found.get("lora.target_modules"), list):
+        found["lora.target_modules"].sort()
+    for name in ("deep_supervision.conversion_layer", "deep_supervision.thinking_layer"):
+        if found.get(name) == "auto":  # a resumed run keeps the layers of its checkpoint
+            del found[name]
+    return found
+
+
+def _reason(name: str, table: Mapping[str, str]) -> str | None:
+    return None if name in AFTER_TRAINING else table.get(name) or table.get(name.partition(".")[0])
+
+
+def _difference(
+    name: str, old: Mapping[str, Any], new: Mapping[str, Any], then: Mapping[str, Any], now: Mapping[str, Any]
+) -> str:
+    """An option with the value it has and the one it had."""
+    if name == "data.train":
+        options = [
+            f"data.{option}: {_shown(value)}, was {_shown(then['data'][option])}"
+            for option, value in now.get("data", {}).items()
+            if option in then.get("data", {}) and option != "eval" and value != then["data"][option]
+        ]
+        return f"data.train ({'; '.join(options) or 'the files have changed, or how they are tokenised'})"
+    if name == "model.path":
+        same = then.get("base_model") == now.get("base_model")
+        had = "other content" if same else f"{then.get('base_model')}, of other content"
+        return f"model.path: got {now.get('base_model')}, was {had if 'base_digest' in now else then.get('base_model')}"
+    return f"{name}: got {_shown(new[name])}, was {_shown(old[name])}"
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
