@@ -248,10 +248,10 @@ def generate(
     check_seed("seed", seed)
     if style is not None:
         check_choice("style", style, STYLES)
-    connection_mode(run, check_model(run), connection)
     if output is not None:
         check_output_file("output", output, overwrite=overwrite)  # before standard input is waited for
     questions = _questions(prompts, prompts_file, columns)
+    connection_mode(run, check_model(run), connection)
     if connection == "english":
         _english_of(questions)
     file = None
