@@ -130,7 +130,7 @@ def similar(path: str | Path) -> str:
     try:
         names = [one.name for one in path.parent.iterdir()]
     except OSError:
-        missing = next((one for one in reversed(path.parents) if not one.exists()), None)
+        missing = next((one for one in reversed(path.parents) if not os.path.exists(one)), None)
         return "." if missing is None else f"; there is no {missing}."
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
     return f"; did you mean {path.with_name(near[0])}?" if near else "."
