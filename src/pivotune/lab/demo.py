@@ -107,6 +107,7 @@ def demo(
     training = _training(world, chosen)
     asked = len(list(world.examples("heldout", "en")))
     print(f"Fine-tuning on facts new to each language; asking for {asked} that it met in English only.")
+    print("Choosing the layers to supervise, from the base model ...", flush=True)
     with computing_on(threads()):
         choice = choose(*base, training)
     layers = choice.conversion_layer, choice.thinking_layer
