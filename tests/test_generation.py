@@ -22,8 +22,8 @@ from pivotune.cli import main
 from pivotune.connection import connect
 from pivotune.data import ParallelExample
 from pivotune.errors import PivotuneError
-from pivotune.files import write_text
-from pivotune.generation import generate, generate_texts, load
+from pivotune.files import locked_file, write_text
+from pivotune.generation import _state, generate, generate_texts, load
 from pivotune.objectives import CCTuningConfig
 from pivotune.objectives.cc_tuning import LinearConnection
 from tests.runs import write_base
@@ -84,7 +84,7 @@ def test_real_english_comes_from_the_examples(base: Path) -> None:
 
 
 def test_a_run_without_connection_says_so(base: Path) -> None:
-    with pytest.raises(PivotuneError, match="not trained with CC-Tuning"):
+    with pytest.raises(PivotuneError, match="not trained with a connection"):
         load(base, "matrix")
     model, tokenizer = load(base, "none")
     assert generate_texts(model, tokenizer, QUESTIONS[:1], connection="none", max_new_tokens=1)
@@ -347,3 +347,22 @@ def test_a_killed_call_goes_on(base: Path, tmp_path: Path, sent: str) -> None:
     kept = [json.loads(line) for line in part.read_text("utf-8").split("\n")[1:-1]]
     answers = generate(**options)
     assert len(answers) == 30 and all(answers[place] == text for place, text in kept) and not part.exists()
+
+
+def test_two_calls_do_not_write_one_file(base: Path, tmp_path: Path) -> None:
+    with locked_file("output", tmp_path / "a.jsonl"):
+        code = (
+            "from pivotune.cli import main; "
+            f"main(['generate', {str(base)!r}, 'a', '--output', {str(tmp_path / 'a.jsonl')!r}])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and "another process is writing into" in done.stderr, done.stderr
+
+
+def test_answers_inside_the_run_folder_go_on(base: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(base, tmp_path / "run"))
+    before = _state(run)
+    (run / "a.jsonl.part").write_text("{}")
+    assert _state(run) == before
+    (run / "config.json").write_text((run / "config.json").read_text() + " ")
+    assert _state(run) != before

@@ -149,8 +149,16 @@ def mark_complete(folder: str | Path, info: dict[str, Any]) -> None:
         if path.is_file():
             with path.open("r+b") as file:
                 os.fsync(file.fileno())
+            path.chmod(_mode_of_new_files())
     write_json(folder / INFO, info)
     (folder / UNFINISHED).unlink(missing_ok=True)
+
+
+def _mode_of_new_files() -> int:
+    """As the user's umask has it; safetensors lets nobody but the user read its files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 @contextmanager

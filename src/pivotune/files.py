@@ -3,11 +3,13 @@ and what is damaged is named."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -137,6 +139,21 @@ def reason(error: BaseException) -> str:
     if isinstance(error, KeyError):
         return f"{error} is missing"
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def locked_file(option: str, path: str | Path) -> Iterator[None]:
+    """Keep other processes from writing this file. The lock lies elsewhere: it leaves nothing beside the file.
+
+    Raises:
+        PivotuneError: another process is writing it.
+    """
+    place = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
+    try:
+        with FileLock(Path(tempfile.gettempdir(), f"pivotune-{place}.lock"), timeout=0):
+            yield
+    except Timeout:
+        raise PivotuneError(f"{option}: another process is writing into {path}. Wait for its end.") from None
 
 
 @contextmanager

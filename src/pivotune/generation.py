@@ -12,6 +12,7 @@ import hashlib
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from pivotune.data.prompts import STYLES, PromptEncoder, prompt_only, without_em
 from pivotune.data.report import DataError
 from pivotune.data.sources import read_prompts
 from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
-from pivotune.files import check_output_file
+from pivotune.files import check_output_file, locked_file
 from pivotune.tokens import check_context, check_ids, end_ids, listed, rows_of, until_end
 
 logger = logging.getLogger(__name__)
@@ -119,6 +120,10 @@ def generate_texts(
     return answers
 
 
+_ONE_PLAIN_ANSWER = {"num_return_sequences": 1, "return_dict_in_generate": False, "prompt_lookup_num_tokens": None}
+"""Whatever a model's generation_config.json says: answers are read as one tensor of ids, a row for each prompt."""
+
+
 class Answer(NamedTuple):
     """One answer of `generate_batches`.
 
@@ -159,7 +164,7 @@ def generate_batches(
     device, pad = next(model.parameters()).device, padding_id(tokenizer, rows_of_table)
     connected = torch.tensor([not (isinstance(q, ParallelExample) and is_english(q.language)) for q in questions])
     has_connection = is_connected(model)
-    options = {"pad_token_id": pad, "do_sample": False, **generate_options}
+    options = {"pad_token_id": pad, "do_sample": False, **_ONE_PLAIN_ANSWER, **generate_options}
     if not {"max_new_tokens", "max_length", "generation_config"} & set(options):
         options["max_new_tokens"] = 64
     given = getattr(options.get("generation_config"), "eos_token_id", None)
@@ -247,63 +252,66 @@ def generate(
     connection_mode(run, check_model(run), connection)
     if connection == "english":
         _english_of(questions)
-    file = None
-    if output is not None:
-        settings = {
-            "set of prompts": _digest(questions, connection),
-            "run": run,
-            "state of the run": _state(Path(run)),
-            "connection": connection,
-            "style": style,
-            "chat_template_kwargs": chat_template_kwargs,
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "num_beams": num_beams,
-            "seed": seed,
-        }
-        file = AnswerFile(output, settings, overwrite=overwrite)
-        if file.done:
-            logger.warning("output: %s holds %d of %d answers; going on.", file.part, len(file.done), len(questions))
-    done = dict(file.done) if file else {}
-    remaining = [number for number in range(len(questions)) if number not in done]
-    model, tokenizer = load(run, connection, chat_template_kwargs=chat_template_kwargs)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    batches = generate_batches(
-        model,
-        tokenizer,
-        [questions[number] for number in remaining],
-        style=style or str(getattr(model, "pivotune_prompt_style", "auto")),
-        connection=connection,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        num_beams=num_beams,
-        **sampling,
-    )
-    count = -(-len(remaining) // batch_size)
-    printer = _Printer()
-    try:
-        with tqdm(total=count, desc="generating", unit="batch", disable=len(remaining) <= batch_size) as progress:
-            while True:
-                # Of each batch, so that a call that goes on draws what an uninterrupted one would have drawn.
-                torch.manual_seed(seed + len(done))
-                batch = next(batches, None)
-                if batch is None:
-                    break
-                new = {remaining[answer.question]: answer.text.strip() for answer in batch}
-                done |= new
-                progress.update()
-                if file:
-                    file.add(new.items())
-                else:
-                    printer.print_next(done)
-    except KeyboardInterrupt:
-        if file and file.done:
-            logger.warning("output: %s", file.kept)
-        raise
-    answers = [done[number] for number in range(len(questions))]
-    if file:
-        file.finish(_rows(questions, answers))
-    return answers
+    with nullcontext() if output is None else locked_file("output", output):
+        file = None
+        if output is not None:
+            settings = {
+                "set of prompts": _digest(questions, connection),
+                "run": run,
+                "state of the run": _state(Path(run)),
+                "connection": connection,
+                "style": style,
+                "chat_template_kwargs": chat_template_kwargs,
+                "max_new_tokens": max_new_tokens,
+                "temperature": temperature,
+                "num_beams": num_beams,
+                "seed": seed,
+            }
+            file = AnswerFile(output, settings, overwrite=overwrite)
+            if file.done:
+                logger.warning(
+                    "output: %s holds %d of %d answers; going on.", file.part, len(file.done), len(questions)
+                )
+        done = dict(file.done) if file else {}
+        remaining = [number for number in range(len(questions)) if number not in done]
+        model, tokenizer = load(run, connection, chat_template_kwargs=chat_template_kwargs)
+        sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+        batches = generate_batches(
+            model,
+            tokenizer,
+            [questions[number] for number in remaining],
+            style=style or str(getattr(model, "pivotune_prompt_style", "auto")),
+            connection=connection,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            **sampling,
+        )
+        count = -(-len(remaining) // batch_size)
+        printer = _Printer()
+        try:
+            with tqdm(total=count, desc="generating", unit="batch", disable=len(remaining) <= batch_size) as progress:
+                while True:
+                    # Of each batch, so that a call that goes on draws what an uninterrupted one would have drawn.
+                    torch.manual_seed(seed + len(done))
+                    batch = next(batches, None)
+                    if batch is None:
+                        break
+                    new = {remaining[answer.question]: answer.text.strip() for answer in batch}
+                    done |= new
+                    progress.update()
+                    if file:
+                        file.add(new.items())
+                    else:
+                        printer.print_next(done)
+        except KeyboardInterrupt:
+            if file and file.done:
+                logger.warning("output: %s", file.kept)
+            raise
+        answers = [done[number] for number in range(len(questions))]
+        if file:
+            file.finish(_rows(questions, answers))
+        return answers
 
 
 class _Printer:
@@ -344,11 +352,15 @@ def _digest(questions: Sequence[Question], connection: str | None) -> str:
     return hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
+_OF_A_MODEL = (".safetensors", ".bin", ".json", ".model", ".jinja")
+
+
 def _state(run: Path) -> str | None:
-    """Changes when the files of a run folder do; None for a model that is in no folder."""
+    """Changes when the files of a run's model do; None for a model that is in no folder."""
     if not run.is_dir():
         return None
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in run.iterdir() if path.is_file()]
+    paths = [path for path in run.iterdir() if path.suffix in _OF_A_MODEL and path.is_file()]
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return hashlib.sha256(repr(sorted(files)).encode()).hexdigest()[:16]
 
 

@@ -259,18 +259,21 @@ def _load_model(config: RunConfig) -> nn.Module:
 
 
 def _with_adapters(model: Any, options: LoraOptions) -> nn.Module:
+    wanted = options.target_modules
+    if isinstance(wanted, str) and wanted != "all-linear" and re.fullmatch(r"[\w.]+", wanted):
+        wanted = [wanted]  # PEFT takes a string for a pattern of the whole name
     adapter = LoraConfig(
         task_type="CAUSAL_LM",
         r=options.r,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
-        target_modules=options.target_modules,
+        target_modules=wanted,
     )
     layers = [name for name, one in model.named_parameters(remove_duplicate=False) if one.dim() == 2]
-    for wanted in [] if isinstance(options.target_modules, str) else options.target_modules:
-        if not any(f".{layer}".endswith(f".{wanted}.weight") for layer in layers):
+    for name in [] if isinstance(wanted, str) else wanted:
+        if not any(f".{layer}".endswith(f".{name}.weight") for layer in layers):
             found = ", ".join(sorted({layer.split(".")[-2] for layer in layers}))
-            raise PivotuneError(f"lora.target_modules: no layer is named {wanted!r}; the model has {found}.")
+            raise PivotuneError(f"lora.target_modules: no layer is named {name!r}; the model has {found}.")
     try:
         with warnings.catch_warnings():  # of transformers about a name that peft uses
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
