@@ -124,7 +124,7 @@ def test_the_command_line(
         (["a", "--prompts_file", "b.txt"], ["prompts", "choose one"]),
         (["a", "--temperature", "-1"], ["temperature", "-1"]),
         (["a", "--batch_size", "0"], ["batch_size", "0"]),
-        (["a", "--connection", "english"], ["connection", "not trained with CC-Tuning"]),
+        (["a", "--connection", "english"], ["connection", "not trained with a connection"]),
         (["a", "--output", "no/such/folder/x"], ["output", "does not exist"]),
         (["a", "--output", "."], ["output", "is a folder"]),
         (["a", "--output", __file__], ["output", "already exists", "--overwrite true"]),

@@ -412,7 +412,7 @@ def test_what_cannot_be_had_says_why(run: str, options: dict[str, Any], words: l
 
 
 def test_a_connection_needs_one(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(PivotuneError, match="was not trained with CC-Tuning"):
+    with pytest.raises(PivotuneError, match="was not trained with a connection"):
         PivotuneLM(str(base), connection="matrix", device="cpu")
     without = write_run(tmp_path, connectable(open_model(base)))
     assert PivotuneLM(without, device="cpu").connection_mode == "none"
