@@ -177,11 +177,11 @@ def test_lines_end_at_newlines_alone(
     ],
 )
 def test_what_is_no_text_is_one_error(
-    content: bytes, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: Path, content: bytes, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "p.txt").write_bytes(content)
     with pytest.raises(SystemExit):
-        main(["generate", "no-model-is-loaded", "--prompts_file", str(tmp_path / "p.txt")])
+        main(["generate", str(base), "--prompts_file", str(tmp_path / "p.txt")])
     error = capsys.readouterr().err.strip()
     assert "\n" not in error and all(word in error for word in words), error
 
