@@ -233,40 +233,20 @@ def test_words_and_where_they_go(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 RANGES = {
-    "generate": [
-        "--batch_size 0",
-        "--batch_size -1",
-        "--max_new_tokens 0",
-        "--num_beams 0",
-        "--temperature -1",
-        "--seed -1",
-    ]
-    + ["--style markdown", "--connection matrix", "--connection english", f"--seed {2**32}"],
-    "evaluate": [
-        "--batch_size 0",
-        "--max_new_tokens 0",
-        "--limit 0",
-        "--limit -3",
-        "--style auto",
-        "--connection matrix",
-    ]
-    + ["--languages xx", "--languages ,"],
-    "layers": ["--batch_size 0", "--limit -1", "--max_length 0", "--seed -1", "--style markdown"],
-    "lens": [
-        "--batch_size 0",
-        "--limit -1",
-        "--max_length 1",
-        "--block 1",
-        "--seed -1",
-        "--style markdown",
-        "--layers 1",
-    ]
-    + ["--layers 1,9", "--layers 1 2 3", "--layers one,two", "--measures entropy,heat", "--measures ,"],
-    "demo": ["--epochs 0", "--epochs -1", "--seed -1", "--languages xx", "--languages en", "--languages ,"],
+    "generate": "batch_size 0, batch_size -1, max_new_tokens 0, num_beams 0, temperature -1, seed -1, seed 4294967296, "
+    "style markdown, connection matrix, connection english",
+    "evaluate": "batch_size 0, max_new_tokens 0, limit 0, limit -3, style auto, connection matrix, languages xx, "
+    "languages []",
+    "layers": "batch_size 0, limit -1, max_length 0, seed -1, style markdown",
+    "lens": "batch_size 0, limit -1, max_length 1, block 1, seed -1, style markdown, layers 1, layers 1 9, "
+    "layers 1 2 3, layers one two, measures entropy heat, measures []",
+    "demo": "epochs 0, epochs -1, seed -1, languages xx, languages en, languages []",
 }
 
 
-@pytest.mark.parametrize("words", [f"{name} {words}" for name, found in RANGES.items() for words in found])
+@pytest.mark.parametrize(
+    "words", [f"{name} --{words}" for name, found in RANGES.items() for words in found.split(", ")]
+)
 def test_values_out_of_range(
     words: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -374,7 +374,7 @@ def gemma3(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_only_the_text_part_is_opened(gemma3: Path) -> None:
+def test_only_the_text_part_is_opened(gemma3: Path, tmp_path: Path) -> None:
     whole, text = AutoModelForCausalLM.from_pretrained(gemma3), open_model(gemma3)
     assert whole.config.model_type == "gemma3"
     assert text.config.model_type == "gemma3_text"
@@ -382,6 +382,8 @@ def test_only_the_text_part_is_opened(gemma3: Path) -> None:
     assert not [name for name, _ in text.named_parameters() if "vision" in name]
     assert text.lm_head.weight is text.model.embed_tokens.weight
     assert Anatomy(text).num_layers == anatomy_of(gemma3).num_layers == 3
+    text.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(whole))
 
 
 @pytest.mark.parametrize(("method", "rank"), [("both", 0), ("deep_supervision", 4)])

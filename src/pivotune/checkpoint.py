@@ -738,7 +738,7 @@ def open_model(path: str | Path, revision: str | None = None, **options: Any) ->
     if model.config.model_type in TEXT_PARTS:
         model = text_part(model)
     if "gguf_file" in where:
-        _forget_gguf(model, path)
+        _forget_gguf(model)
     return model
 
 
@@ -803,7 +803,7 @@ def _why_not(path: str | Path, error: Exception) -> str:
     return f"{path}: its configuration cannot be read: {why}."
 
 
-def _forget_gguf(model: Any, path: str | Path) -> None:
+def _forget_gguf(model: Any) -> None:
     """What transformers notes about a quantised file: the weights are ordinary ones now, and are to be saved."""
     for name in ("hf_quantizer", "quantization_method"):
         if hasattr(model, name):
@@ -811,7 +811,6 @@ def _forget_gguf(model: Any, path: str | Path) -> None:
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.config._name_or_path = str(path)
 
 
 def repair_generation(config: GenerationConfig, path: str | Path) -> list[str]:
