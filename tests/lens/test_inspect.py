@@ -303,4 +303,4 @@ def test_published_rows_in_any_name_of_their_language(folder: Path, tmp_path: Pa
     assert list(found["languages"]) == ["zh"] and found["languages"]["zh"]["examples"] == 12
     assert caplog.text.count("rows with a field 'score' that was not read: 12") == 1
     with pytest.raises(PivotuneError, match="languages: got 'cn'"):
-        lens("no model is loaded", output=str(tmp_path / "o"), languages="cn", **options)
+        lens(str(folder / "deep"), output=str(tmp_path / "o"), languages="cn", **options)

@@ -82,6 +82,6 @@ def test_the_command_reads_published_rows(
     assert "english" in capsys.readouterr().out
     assert "rows with a field 'source' that was not read: 6" in caplog.text
     with pytest.raises(PivotuneError, match=r"data\.jsonl:1: .*--columns"):
-        layers("no model is loaded", data=str(data))
+        layers(str(base), data=str(data))
     with pytest.raises(PivotuneError, match="language: got 'cn'"):
-        layers("no model is loaded", data=str(data), language="cn")
+        layers(str(base), data=str(data), language="cn")
