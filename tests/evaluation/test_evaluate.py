@@ -104,6 +104,7 @@ class SpeakingModel(torch.nn.Module):
         self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=10**6))
         self.tokenizer = byte_level()
         self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.get_input_embeddings = lambda: SimpleNamespace(weight=torch.zeros(len(self.tokenizer), 1))
         self.replies = {render_prompt(Text(prompt=item.prompt), self.tokenizer, style): reply(item) for item in items}
 
     def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
