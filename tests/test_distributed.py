@@ -85,6 +85,17 @@ def test_resumed_equals_uninterrupted_on_two_ranks(together: Path) -> None:
     same(together / "resumed", together / "resumed-again")
 
 
+def test_all_ranks_refuse_alike(together: Path) -> None:
+    """A NaN in one rank's last parameter at the second checkpoint; the folder of a run as a checkpoint; no change."""
+    ours, theirs = (json.loads((together / f"refused-{rank}.json").read_text()) for rank in (0, 1))
+    assert ours == theirs
+    broken, folder, untrained = ours
+    assert broken.startswith("step 2: NaN or infinity in decision_maker.weight. Nothing of it is saved.")
+    assert "is the folder of a run" in folder
+    assert "not a bit of any parameter has changed" in untrained
+    assert sorted(path.name for path in (together / "broken-run").iterdir()) == ["checkpoint-1"]
+
+
 def test_the_command_line_on_two_ranks(folder: Path) -> None:
     """What is printed is printed once."""
     base, data = folder / "base", folder / "train.jsonl"

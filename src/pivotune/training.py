@@ -20,6 +20,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     AutoTokenizer,
@@ -233,7 +234,10 @@ class PivotuneTrainer(Trainer):
     # Whether it trains, and with numbers ---------------------------------------------------------------------------
 
     def _parameters(self) -> dict[str, Tensor]:
-        """All of them, by the names they have in the model."""
+        """All of them, by the names they have in the model; under FSDP2, this rank's parts."""
+        for module in self.method.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # an evaluation leaves some whole
         return {name.removeprefix("model."): value for name, value in self.method.named_parameters()}
 
     def _trained(self) -> dict[str, Tensor]:
