@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
+import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,22 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pivotune import checkpoint
-from pivotune.checkpoint import CONNECTION_IS_OFF, INFO, TENSORS, load_run, read_info, written_at_once
+from pivotune.checkpoint import (
+    CONNECTION_IS_OFF,
+    INFO,
+    SAVING,
+    TENSORS,
+    UNFINISHED,
+    check_apart,
+    check_files,
+    check_output,
+    check_state,
+    load_run,
+    open_model,
+    read_info,
+    remove_old_checkpoints,
+    written_at_once,
+)
 from pivotune.errors import PivotuneError
 from pivotune.training import train
 from tests.runs import configuration, rows, write_base, write_rows
@@ -161,7 +179,7 @@ def copied(source: Path, target: Path) -> Path:
 
 def test_half_written_folders_are_refused(runs: dict, tmp_path: Path) -> None:
     run = runs["cc_tuning", 0]
-    with pytest.raises(PivotuneError, match="no such run folder"):
+    with pytest.raises(PivotuneError, match="no such folder"):
         load_run(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(PivotuneError, match=r"neither a run of Pivotune \(pivotune.json is missing\) nor a model"):
@@ -186,7 +204,7 @@ def test_damaged_folders_are_refused(runs: dict, tmp_path: Path) -> None:
         read_info(newer)
     cut = copied(run, tmp_path / "cut")
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:1000])
-    with pytest.raises(PivotuneError, match="cannot be opened"):
+    with pytest.raises(PivotuneError, match=r"cut/model\.safetensors: cannot be read: .*The file is damaged"):
         load_run(cut)
     wrong = copied(run, tmp_path / "wrong")
     config = json.loads((wrong / "config.json").read_text())
@@ -199,7 +217,7 @@ def test_a_lost_base_model_is_named(runs: dict, tmp_path: Path) -> None:
     run = copied(runs["cc_tuning", 4], tmp_path / "run")
     info = json.loads((run / INFO).read_text())
     (run / INFO).write_text(json.dumps({**info, "base_model": "/no/such/model"}))
-    with pytest.raises(PivotuneError, match="/no/such/model: cannot be opened as a causal language model"):
+    with pytest.raises(PivotuneError, match="/no/such/model: no such folder"):
         load_run(run)
 
 
@@ -217,3 +235,247 @@ def test_an_interrupted_save_leaves_the_old_run(runs: dict, tmp_path: Path) -> N
     assert sorted(path.name for path in run.iterdir()) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
     load_run(run)
+
+
+# What is damaged -----------------------------------------------------------------------------------------------------
+
+Damage = Callable[[bytes], bytes]
+DAMAGES: dict[str, Damage] = {
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "noise": lambda content: bytes((37 * k + 11) % 256 for k in range(len(content))),
+    "another kind": lambda content: b"[]",
+}
+OF_A_RUN = {
+    ("cc_tuning", 0): ["config.json", "generation_config.json", "model.safetensors"],
+    ("cc_tuning", 4): [checkpoint.ADAPTER_CONFIG, "adapter_model.safetensors"],
+}
+OF_ANY = ["tokenizer.json", "tokenizer_config.json", INFO, TENSORS]
+
+
+def damaged(folder: Path, name: str, damage: Damage | None) -> None:
+    path = folder / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage(content))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(("key", "name"), [(key, name) for key in OF_A_RUN for name in [*OF_A_RUN[key], *OF_ANY]])
+def test_a_damaged_file_of_a_run_is_named(
+    key: tuple[str, int], name: str, damage: str, runs: dict, tmp_path: Path
+) -> None:
+    run = copied(runs[key], tmp_path / "run")
+    damaged(run, name, DAMAGES[damage])
+    with pytest.raises(PivotuneError) as error:
+        load_run(run)
+    assert str(run / name) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("key", "names"), OF_A_RUN.items())
+def test_a_missing_file_of_a_run_is_named(key: tuple[str, int], names: list[str], runs: dict, tmp_path: Path) -> None:
+    for name in [*names, INFO, TENSORS]:
+        if name == "generation_config.json":  # models have it or not
+            continue
+        run = copied(runs[key], tmp_path / name)
+        damaged(run, name, None)
+        with pytest.raises(PivotuneError, match=re.escape(name)):
+            load_run(run)
+
+
+def test_a_run_of_other_options_than_there_are_is_named(runs: dict, tmp_path: Path) -> None:
+    """pivotune.json is JSON, but not what was written."""
+    run = copied(runs["cc_tuning", 4], tmp_path / "run")
+    info = json.loads((run / INFO).read_text())
+    for name, value in {
+        "format": "1",
+        "method": "ct",
+        "base_model": None,
+        "dtype": 32,
+        "versions": [],
+        "training": "x",
+        "cc_tuning": {"connection": 1},
+        "deep_supervision": {"layers": 2},
+        "automatic_layers": 1,
+    }.items():
+        (run / INFO).write_text(json.dumps({**info, name: value}))
+        with pytest.raises(PivotuneError, match=rf"pivotune\.json: {name}\b.* The file is damaged"):
+            read_info(run)
+
+
+def test_missing_shards_and_weights_are_named(base: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(base, model)
+    (model / "model.safetensors").unlink()
+    load_run(base).model.save_pretrained(model, max_shard_size="20KB")
+    load_run(model)
+    index = model / "model.safetensors.index.json"
+    whole = json.loads(index.read_text())
+    shard = sorted(model.glob("model-*.safetensors"))[1]
+    shard.rename(tmp_path / "away")
+    with pytest.raises(PivotuneError, match=rf"{shard.name}: is missing, a part of the weights"):
+        check_files(model)
+    shard.write_bytes((tmp_path / "away").read_bytes()[:-1])
+    with pytest.raises(PivotuneError, match=rf"{shard.name}: cannot be read"):
+        open_model(model)
+    shard.write_bytes((tmp_path / "away").read_bytes())
+    index.write_text(index.read_text()[:200])
+    with pytest.raises(PivotuneError, match=r"index\.json:\d+: is not valid JSON"):
+        open_model(model)
+    index.write_text("{}")
+    with pytest.raises(PivotuneError, match="weight_map is missing"):
+        open_model(model)
+    left = {name: file for name, file in whole["weight_map"].items() if file != shard.name}
+    index.write_text(json.dumps({**whole, "weight_map": left}))  # otherwise they would be drawn at random, and trained
+    with pytest.raises(PivotuneError, match="of its weights are missing"):
+        open_model(model)
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, None])
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
+def test_a_damaged_state_of_training_is_named(name: str, damage: str | None, runs: dict, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-1"
+    shutil.copytree(runs["cc_tuning", 0] / "checkpoint-1", folder)
+    check_state(folder)
+    damaged(folder, name, None if damage is None else DAMAGES[damage])
+    with pytest.raises(PivotuneError) as error:
+        check_state(folder)
+    assert str(folder / name) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_state_without_its_step_is_refused(runs: dict, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-1"
+    shutil.copytree(runs["cc_tuning", 0] / "checkpoint-1", folder)
+    for content, problem in {"{}": "global_step is 0", '{"of a newer library": 1}': "unexpected keyword"}.items():
+        (folder / "trainer_state.json").write_text(content)
+        with pytest.raises(PivotuneError, match=rf"trainer_state\.json: .*{problem}"):
+            check_state(folder)
+
+
+# Whose a folder is ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_into_a_new_empty_or_own_folder(runs: dict, tmp_path: Path) -> None:
+    for name in ("empty", "hidden", "users", "other"):
+        (tmp_path / name).mkdir()
+    for allowed in (tmp_path / "new" / "run", tmp_path / "empty", *runs.values()):
+        check_output("output", allowed)
+    (tmp_path / "hidden" / ".gitignore").touch()
+    check_output("output", tmp_path / "hidden")
+    (tmp_path / "users" / "README.md").touch()
+    with pytest.raises(PivotuneError, match=r"^output: .*users holds files that are not of a run \(README\.md\)"):
+        check_output("output", tmp_path / "users")
+    (tmp_path / "other" / "checkpoint-500").mkdir()
+    (tmp_path / "other" / "checkpoint-500" / "model.safetensors").touch()
+    for mark in (None, INFO):
+        if mark is not None:
+            (tmp_path / "other" / mark).touch()
+        with pytest.raises(PivotuneError, match=r"checkpoint-500 is no checkpoint of Pivotune"):
+            check_output("output", tmp_path / "other")
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    for name in ("file", "dangling"):
+        with pytest.raises(PivotuneError, match=rf"{name} is no folder"):
+            check_output("output", tmp_path / name)
+
+
+PLACES = [
+    "base",
+    "base/",
+    "./base",
+    "other/../base",
+    "link",
+    "link/../base",
+    "base/run",
+    "link/deep/run",
+    ".",
+    "deep/..",
+]
+
+
+@pytest.mark.parametrize("output", PLACES)
+@pytest.mark.parametrize("model", ["base", "base/", "link", "other/../base"])
+def test_a_run_stays_away_from_its_model(
+    output: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("base", "other", "deep"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        PivotuneError, match=r"^output: .* (is the model itself|lies (inside|around) the folder of the model)"
+    ):
+        check_apart("output", output, model)
+    for fine in ("run", "base2", "other", "other/base", "base-run"):
+        check_apart("output", fine, model)
+
+
+def test_a_run_does_not_take_the_name_of_a_model_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PivotuneError, match="is the model itself"):
+        check_apart("output", "owner/model", "owner/model")
+    check_apart("output", "owner", "owner/model")
+
+
+def test_folders_are_the_same_whatever_they_are_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where file names ignore case: the system says which folder it is."""
+    (tmp_path / "base").mkdir()
+    exists, samefile = Path.exists, Path.samefile
+    monkeypatch.setattr(Path, "exists", lambda path: exists(Path(str(path).lower())))
+    monkeypatch.setattr(Path, "samefile", lambda path, other: samefile(Path(str(path).lower()), str(other).lower()))
+    with pytest.raises(PivotuneError, match="is the model itself"):
+        check_apart("output", Path(str(tmp_path).lower()) / "BASE", Path(str(tmp_path).lower()) / "base")
+
+
+def test_a_neighbour_called_unfinished_is_left_alone(runs: dict, tmp_path: Path) -> None:
+    neighbour = tmp_path / "run.unfinished"
+    neighbour.mkdir()
+    (neighbour / "thesis.txt").write_text("mine")
+    with written_at_once(tmp_path / "run") as folder:
+        (folder / INFO).write_text("{}")
+    assert (neighbour / "thesis.txt").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [INFO]
+
+
+def test_files_of_others_are_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(PivotuneError, match="holds files that are not of a run"), written_at_once(tmp_path):
+        pytest.fail("nothing is written")
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_only_own_checkpoints_are_removed(tmp_path: Path) -> None:
+    for step, mark in ((1, INFO), (2, "model.safetensors"), (3, UNFINISHED), (4, INFO)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / mark).touch()
+    remove_old_checkpoints(tmp_path, 1, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_a_removal_that_is_interrupted_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / INFO).touch()
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    remove_old_checkpoints(tmp_path, 1, None)
+    assert [checkpoint.is_complete(tmp_path / f"checkpoint-{step}") for step in (1, 2)] == [False, True]
+
+
+def test_a_result_that_cannot_be_moved_in_stays_beside_it(
+    runs: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def write() -> None:
+        with written_at_once(tmp_path / "run") as folder:
+            (folder / "model.safetensors").write_text("trained")
+            monkeypatch.setattr(os, "replace", broken)
+
+    with pytest.raises(OSError, match="Input/output error"):
+        write()
+    assert (tmp_path / "run" / SAVING / "model.safetensors").read_text() == "trained"
+    assert not checkpoint.is_complete(tmp_path / "run")
+    with pytest.raises(PivotuneError, match="is half-written"):
+        read_info(tmp_path / "run")

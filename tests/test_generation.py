@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import pivotune.generation
+from pivotune.answers import AnswerFile
 from pivotune.cli import main
 from pivotune.connection import Connection, connect
 from pivotune.data import ParallelExample
 from pivotune.errors import PivotuneError
-from pivotune.generation import generate_texts, load
+from pivotune.files import write_text
+from pivotune.generation import generate, generate_texts, load
 from pivotune.methods import CCTuningConfig
 from tests.runs import write_base
 
@@ -116,6 +125,13 @@ def test_the_command_line(
         (["a", "--batch_size", "0"], ["batch_size", "0"]),
         (["a", "--connection", "english"], ["connection", "not trained with CC-Tuning"]),
         (["a", "--output", "no/such/folder/x"], ["output", "does not exist"]),
+        (["a", "--output", "."], ["output", "is a folder"]),
+        (["a", "--output", __file__], ["output", "already exists", "--overwrite true"]),
+        (["--prompts_file", "."], ["prompts_file", "is a folder"]),
+        (["--prompts_file", __file__], ["prompts_file", "'.py'", ".txt holds one question per line"]),
+        (["--prompts_file", "nowhere.jsonl"], ["prompts_file", "no such file"]),
+        (["a", "--columns", "{x: instruction}"], ["columns", "no effect on plain text"]),
+        (["caf\udce9"], ["prompt 1", "not in the encoding of this terminal"]),
         (["a", "--max_token", "3"], ["max_token", "did you mean"]),
     ],
     ids=lambda value: " ".join(value)[:40],
@@ -129,3 +145,204 @@ def test_mistakes_end_in_one_message(
     error = capsys.readouterr().err.strip()
     assert error.count("pivotune: error:") == 1
     assert all(word in error for word in words), error
+
+
+# Files and streams ----------------------------------------------------------------------------------------------------
+
+ODD = "one\u2028two\u0085three\x0bfour\x0cfive"
+
+
+@pytest.mark.parametrize("content", [f"\ufeff{ODD}\r\n\r\nnext\r\n", f"{ODD}\n \n\nnext"])
+@pytest.mark.parametrize("source", ["file", "FILE", "stream"])
+def test_lines_end_at_newlines_alone(
+    base: Path, content: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / ("p.TXT" if source == "FILE" else "p.txt")
+    text.write_bytes(content.encode())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode()), encoding="ascii"))
+    given = [] if source == "stream" else ["--prompts_file", str(text)]
+    main(["generate", str(base), *given, "--output", str(tmp_path / "a.jsonl"), "--max_new_tokens", "1"])
+    saved = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text("utf-8").split("\n")[:-1]]
+    assert [row["prompt"] for row in saved] == [ODD, "next"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a\ncaf\xe9\n", ["p.txt:2", "not UTF-8 at byte 3"]),
+        ("é".encode("utf-16"), ["p.txt", "UTF-16", "iconv"]),
+        ("a\n".encode("utf-16-be"), ["p.txt:1", "NUL"]),
+        (b"\x1f\x8b\x08", ["p.txt", "add .gz"]),
+        (b"\n \r\n", ["prompts: there is none"]),
+    ],
+)
+def test_what_is_no_text_is_one_error(
+    content: bytes, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.txt").write_bytes(content)
+    with pytest.raises(SystemExit):
+        main(["generate", "no-model-is-loaded", "--prompts_file", str(tmp_path / "p.txt")])
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error and all(word in error for word in words), error
+
+
+def test_standard_input_has_its_own_encoding(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("café\n".encode("latin-1")), encoding="latin-1"))
+    main(["generate", str(base), "--max_new_tokens", "2"])
+    answer = capsys.readouterr().out
+    main(["generate", str(base), "café", "--max_new_tokens", "2"])
+    assert capsys.readouterr().out == answer
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"ok\ncaf\xe9\n"), encoding="utf-8"))
+    with pytest.raises(SystemExit):
+        main(["generate", str(base)])
+    assert "standard input:2: malformed text: not UTF-8 at byte 3" in capsys.readouterr().err
+
+
+def test_standard_output_that_lacks_letters(
+    base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    answers = generate(str(base), QUESTIONS, style="plain", max_new_tokens=8)
+    sys.stdout.flush()
+    expected = [answer.encode("ascii", "backslashreplace") for answer in answers]
+    assert printed.getvalue().split(b"\n")[:-1] == b"\n".join(expected).split(b"\n") and not "".join(answers).isascii()
+    assert [one.getMessage()[:24] for one in caplog.records] == ["standard output is ascii"]
+
+
+def answer_options(base: Path, folder: Path, **more: Any) -> dict[str, Any]:
+    prompts = folder / "p.txt"
+    prompts.write_text("".join(f"{question}\n" for question in [*QUESTIONS, *"一二三四五"]), encoding="utf-8")
+    return {
+        **{"run": str(base), "prompts_file": str(prompts), "output": str(folder / "a.jsonl"), "style": "plain"},
+        **{"max_new_tokens": 6, "batch_size": 2, **more},
+    }
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("stop", [0, 1, 3])
+def test_an_interrupted_call_goes_on(
+    base: Path, tmp_path: Path, temperature: float, stop: int, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    options = answer_options(base, tmp_path, temperature=temperature)
+    output, part = tmp_path / "a.jsonl", tmp_path / "a.jsonl.part"
+    expected = generate(**options)
+    whole = output.read_bytes()
+    output.unlink()
+    made = pivotune.generation.generate_batches
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        for number, batch in enumerate(made(*args, **kwargs)):
+            if number == stop:
+                raise KeyboardInterrupt
+            yield batch
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pivotune.generation, "generate_batches", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            generate(**options)
+    assert not output.exists() and part.exists() == (stop > 0)
+    if stop:
+        assert f"{2 * stop} answers are in {part}" in caplog.text
+        with part.open("ab") as file:
+            file.write(b'[3, "cut while it was writ')
+        assert generate(**options) == expected
+        assert f"holds {2 * stop} of 9 answers" in caplog.text
+    else:
+        assert generate(**options) == expected
+    assert output.read_bytes() == whole and not part.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("seed", 5), ("max_new_tokens", 7), ("temperature", 0.5), ("style", "alpaca"), ("num_beams", 2)]
+)
+def test_other_options_do_not_go_on(base: Path, tmp_path: Path, name: str, value: Any) -> None:
+    options = answer_options(base, tmp_path)
+    interrupt(options)
+    with pytest.raises(PivotuneError, match=rf"a\.jsonl\.part holds 2 answers .* another {name} .*--overwrite true"):
+        generate(**options | {name: value})
+    assert len(generate(**options | {name: value, "overwrite": True})) == 9
+
+
+def interrupt(options: dict[str, Any]) -> None:
+    """Leave what a call leaves that is killed behind its first batch."""
+    with pytest.MonkeyPatch.context() as patched:
+
+        def killed(self: AnswerFile, answers: Any) -> None:
+            add(self, answers)
+            raise KeyboardInterrupt
+
+        add = AnswerFile.add
+        patched.setattr(AnswerFile, "add", killed)
+        with pytest.raises(KeyboardInterrupt):
+            generate(**options)
+
+
+def test_other_prompts_or_another_state_of_the_run_do_not_go_on(base: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(base, run)
+    options = answer_options(run, tmp_path)
+    interrupt(options)
+    os.utime(run / "model.safetensors", (1, 1))
+    with pytest.raises(PivotuneError, match="another state of the run"):
+        generate(**options)
+    (tmp_path / "p.txt").write_text("another\n")
+    with pytest.raises(PivotuneError, match="another set of prompts"):
+        generate(**options)
+
+
+@pytest.mark.parametrize("content", [b"mine", b"", b"\xff\n", b"[1]\n", b'{"id": 1}\n'])
+def test_a_file_of_the_users_is_not_the_unfinished_one(base: Path, tmp_path: Path, content: bytes) -> None:
+    options = answer_options(base, tmp_path, overwrite=True)
+    (tmp_path / "a.jsonl.part").write_bytes(content)
+    with pytest.raises(PivotuneError, match=r"a\.jsonl\.part .* is a file of yours"):
+        generate(**options)
+    assert (tmp_path / "a.jsonl.part").read_bytes() == content
+
+
+@pytest.mark.parametrize("fails", ["r+b", "replace"])
+def test_a_full_disk_keeps_what_was_made(
+    base: Path, tmp_path: Path, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = answer_options(base, tmp_path)
+    expected = generate(**options)
+    (tmp_path / "a.jsonl").unlink()
+    opened, tries = Path.open, iter(range(100))
+
+    def open_full(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if mode == fails and next(tries) == 2:
+            raise OSError(28, "No space left on device")
+        return opened(self, mode, *args, **kwargs)
+
+    def write_full(path: Path, content: str) -> None:
+        if fails == "replace" and path.name == "a.jsonl":
+            raise OSError(28, "No space left on device")
+        write_text(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", open_full)
+        patched.setattr("pivotune.answers.write_text", write_full)
+        with pytest.raises(PivotuneError, match=r"cannot be written: No space .* [49] answers are in .*a\.jsonl\.part"):
+            generate(**options)
+    assert generate(**options) == expected
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.parametrize("sent", ["SIGKILL", "SIGTERM"])
+def test_a_killed_call_goes_on(base: Path, tmp_path: Path, sent: str) -> None:
+    options = answer_options(base, tmp_path, max_new_tokens=60)
+    options["prompts_file"] = str(tmp_path / "many.txt")
+    Path(options["prompts_file"]).write_text("".join(f"sleep {n}\n" for n in range(30)))
+    code = f"import pivotune.generation as g; g.generate(**{options!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    part = tmp_path / "a.jsonl.part"
+    while process.poll() is None and (not part.exists() or part.read_bytes().count(b"\n") < 3):
+        time.sleep(0.02)
+    process.send_signal(getattr(signal, sent))
+    process.wait()
+    assert part.exists() and not (tmp_path / "a.jsonl").exists()
+    kept = [json.loads(line) for line in part.read_text("utf-8").split("\n")[1:-1]]
+    answers = generate(**options)
+    assert len(answers) == 30 and all(answers[place] == text for place, text in kept) and not part.exists()

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pivotune.checkpoint import INFO, load_run
+from pivotune.checkpoint import INFO, UNFINISHED, load_run
 from pivotune.config import DeepSupervisionConfig, LoraOptions
 from pivotune.connection import NormalEquations
 from pivotune.data import ParallelCollator, read_examples, tokenize_examples
@@ -26,6 +26,7 @@ from pivotune.methods import SFT, CCTuningConfig, DeepSupervision
 from pivotune.training import PivotuneTrainer, _check_batches, train
 from tests.runs import (
     FEATURE,
+    LAYERS,
     METHODS,
     configuration,
     log,
@@ -221,7 +222,7 @@ def test_a_half_written_checkpoint_is_passed_over(base: Path, data: Path, tmp_pa
     (tmp_path / "again").mkdir()
     for step in (1, 2):
         shutil.copytree(whole / f"checkpoint-{step}", tmp_path / "again" / f"checkpoint-{step}")
-    (tmp_path / "again" / "checkpoint-2" / INFO).unlink()
+    (tmp_path / "again" / "checkpoint-2" / INFO).rename(tmp_path / "again" / "checkpoint-2" / UNFINISHED)
     again = train(configuration(base, data, tmp_path / "again", **settings, resume_from_checkpoint="true"))
     same(whole, again)
 
@@ -320,6 +321,93 @@ def test_data_without_english_is_refused(method: str, base: Path, tmp_path: Path
     with pytest.raises(PivotuneError, match="no example has an English counterpart"):
         train(configuration(base, alone, tmp_path / "run", method))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("english", ["no answer", "an answer here and there"])
+@pytest.mark.parametrize("method", ["cc_tuning", "feature", "conversion", "both"])
+def test_an_english_answer_is_needed_only_where_it_is_read(
+    method: str, english: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it the run is the same, to the bit."""
+    monkeypatch.setattr(F, "gumbel_softmax", without_noise)
+    supervision = {
+        "feature": FEATURE,
+        "conversion": DeepSupervisionConfig("logits", "off", conversion_layer=1),
+        "both": FEATURE,
+    }
+    runs = []
+    for name, change in (("with", False), ("without", True)):
+        made = rows(16, english=1.0)
+        for number, one in enumerate(made):
+            if change and (english == "no answer" or number % 3):
+                del one["english"]["completion"]
+        data = write_rows(tmp_path / f"{name}.jsonl", made)
+        kind = method if method in METHODS else "deep_supervision"
+        config = configuration(base, data, tmp_path / name, kind)
+        config.deep_supervision = supervision.get(method, config.deep_supervision)
+        runs.append(train(config))
+    same(*runs)
+    config.deep_supervision = replace(LAYERS, thinking_weight=0.0)  # it is measured, and so it is read
+    config = replace(config, method="deep_supervision", output=str(tmp_path / "thinking"))
+    with pytest.raises(PivotuneError, match=r"without\.jsonl:\d+: missing English answer: .*english_thinking: logits"):
+        train(config)
+
+
+def test_published_rows_are_trained_on_and_reported(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As CC-Tuning's own: no language, the English question beside the others, more columns."""
+    made = [
+        {
+            "frage": one["prompt"],
+            "output": one["completion"],
+            "instruction_en": "give tips",
+            "score": 1,
+            "Unnamed: 0": n,
+        }
+        for n, one in enumerate(rows(16))
+    ]
+    config = configuration(base, write_rows(tmp_path / "train.jsonl", made), tmp_path / "run", "cc_tuning")
+    with pytest.raises(PivotuneError, match=r"train\.jsonl:1: .*set data\.language"):
+        train(config)
+    config.data = replace(config.data, language="zho_Hans", languages=["Chinese"])
+    with pytest.raises(PivotuneError, match=r"train\.jsonl:1: .*'instruction' is missing.*data\.columns"):
+        train(config)
+    config.data = replace(config.data, columns={"frage": "instruction"})
+    train(config)
+    report = capsys.readouterr().out
+    assert "zh: 16 rows, 16 with English (100.0%)" in report
+    for note in ("a field 'score' that was not read", "'Unnamed: 0' that", "an English side without an answer"):
+        assert note in report
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"language": "jp"}, ["data.language", "'ja'"]),
+        ({"languages": ["zh", "xx"]}, ["data.languages", "'xx'"]),
+        ({"columns": {"instruction": "frage"}}, ["data.columns", "left side is the name in the file"]),
+    ],
+)
+def test_options_of_the_data_are_checked_first(changes: dict[str, Any], words: list[str], tmp_path: Path) -> None:
+    config = configuration(tmp_path / "no model", tmp_path / "no data", tmp_path / "run")
+    config.data = replace(config.data, **changes)
+    with pytest.raises(PivotuneError) as caught:
+        train(config)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_earlier_turns_are_said(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = shutil.copytree(base, tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}" + (
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    tokenizer.save_pretrained(base)
+    turns = [{"from": "human", "value": "睡眠"}, {"from": "gpt", "value": "好"}]
+    made = [{"language": "zh", "conversations": turns * count} for count in (1, 2, 3, 1)]
+    train(configuration(base, write_rows(tmp_path / "train.jsonl", made), tmp_path / "run"))
+    assert "earlier answers, read as context: only the last answer is learned: 2" in capsys.readouterr().out
 
 
 def test_what_makes_a_run_is_recorded(data: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from transformers import AutoModelForCausalLM
 
 from pivotune.errors import PivotuneError
 
@@ -59,6 +60,20 @@ FAMILIES: dict[str, Family] = {
     "cohere": Family(logit_scale="logit_scale"),
     "gpt_neox": Family(decoder="gpt_neox", embed="embed_in", norm="final_layer_norm"),
 }
+
+TEXT_PARTS = {"gemma3": "gemma3_text"}
+"""Models for text and pictures, whose text part is a model of its own: here, only that part is opened and saved."""
+
+
+def text_part(model: Any) -> Any:
+    """The text part of one of `TEXT_PARTS`, as a causal LM that shares its parameters."""
+    config = model.config.get_text_config(decoder=True)
+    with torch.device("meta"):
+        text = AutoModelForCausalLM.from_config(config)
+    text.model, text.lm_head, text.config = model.model.language_model, model.lm_head, config
+    text.generation_config = model.generation_config
+    config._name_or_path = model.config._name_or_path
+    return text.train(model.training)
 
 
 def unwrap(model: Any) -> Any:

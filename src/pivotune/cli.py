@@ -9,20 +9,21 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import inspect
+import io
 import logging
+import os
 import re
+import select
 import sys
-from argparse import ArgumentError
-from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from pivotune import __version__
 from pivotune.errors import PivotuneError
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from yaml import Node
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +51,34 @@ COMMANDS = {
     "demo": Command("the whole story on this machine, without a download", "pivotune.lab.demo:demo"),
 }
 
-# The types of options in the parser's messages.
-_KINDS = {
-    "<class 'int'>": "a whole number",
-    "<class 'float'>": "a number",
-    "<class 'bool'>": "true or false",
-}
+_OPTION = re.compile(r"--[A-Za-z]|-[A-Za-z][\w-]*$")
+"""What is an option on the command line, and not a value such as -1 or "- a text"."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; mistakes of the user end in one message on standard error and exit status 2."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            _main(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+        raise SystemExit(141) from None  # what a shell says of any other program then
+
+
+def _reader_is_gone() -> bool:
+    """Whether whoever read standard output, such as `| head`, has had enough."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return
@@ -73,32 +91,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if name not in COMMANDS:
             raise PivotuneError(f"unknown command {name!r}{_suggestion(name, COMMANDS)} Known: {', '.join(COMMANDS)}.")
         (_train if name == "train" else _call)(name, arguments)
-    except (PivotuneError, ArgumentError) as error:
-        print(f"pivotune: error: {_message(error)}", file=sys.stderr)
+    except PivotuneError as error:  # in one line, also where it quotes several of another library
+        print("pivotune: error:", re.sub(r"\s*\n\s*", " ", str(error)).strip(), file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("pivotune: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-
-
-def _message(error: Exception) -> str:
-    """One line for an option's wrong value, of which the parser makes up to eight: option, value, what is allowed."""
-    said = str(error)
-    found = re.fullmatch(r'Parser key "([^"]+)":\n(.*)(?:Given|Got) value: (.*)', said, re.DOTALL)
-    if not found:
-        return said
-    option, problem, value = found.groups()
-    kinds = dict.fromkeys(re.findall(r"Expected an? (.+?)(?:\. |\n)", problem))
-    allowed = [_KINDS.get(kind) or _literal(kind) for kind in kinds if kind != "<class 'NoneType'>"]
-    return f"{option}: got {value!r}; give {' or '.join(allowed)}." if allowed else said
-
-
-def _literal(kind: str) -> str:
-    """typing.Literal['a', 'b'] as words; another kind as it is."""
-    found = re.fullmatch(r"typing\.Literal\[(.*)\]", kind)
-    if not found:
-        return kind
-    return f"one of {found[1]}" if "," in found[1] else found[1]
 
 
 def _overview() -> str:
@@ -112,96 +110,154 @@ def _overview() -> str:
 
 
 def _train(name: str, arguments: list[str]) -> None:
-    import jsonargparse
-    from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # exported, though not in its __all__
+    from pivotune.config import NOT_SUPPORTED
+    from pivotune.options import from_words, read_file, read_value
 
-    from pivotune.config import HIDDEN, NOT_SUPPORTED, RunConfig, TrainingOptions
+    if _asks_for_help(arguments):
+        _print_train_help(name)
+    configuration = _Configuration()
+    kinds = configuration.kinds
+    reasons = {f"training.{option}": reason for option, reason in NOT_SUPPORTED.items()}
+    given: dict[str, Any] = {}
+
+    more = {"config": list[str], "print_config": bool}
+    words, files = _split(arguments, kinds | more, reasons, needed=1)
+    for file in [*files, *words.pop("config", [])]:
+        if not (file.endswith((".yaml", ".yml", ".json")) or os.path.isfile(file)):
+            raise PivotuneError(f"command line: {file!r} belongs to no option and is no YAML file.")
+        for option, (node, where) in read_file(file, configuration.is_group).items():
+            known = _known(option, kinds, reasons, where)
+            _set(given, option, known, node, kinds[known], f"{where}: {option}")
+    shows = read_value(from_words(words.pop("print_config", ["false"]), bool), bool, "print_config")
+    for option, values in words.items():
+        known = _known(option, kinds, reasons, "command line")
+        _set(given, option, known, from_words(values, kinds[known]), kinds[known], option)
+    if shows:
+        print(configuration.as_yaml(given), end="")
+        raise SystemExit(0)
+    config = configuration.made(given)
+    folder = _function(COMMANDS[name])(config)
+    if config.training.process_index == 0:
+        print(f"The run is in {folder}.")
+
+
+class _Configuration:
+    """The options of `RunConfig`, by dotted name.
+
+    Attributes:
+        kinds: the type of each option.
+    """
+
+    def __init__(self) -> None:
+        from pivotune.config import HIDDEN, RunConfig, TrainingOptions
+
+        self._classes: dict[str, Any] = {"": RunConfig}
+        hints = get_type_hints(RunConfig) | {"training": TrainingOptions}
+        self._classes |= {f"{group}.": kind for group, kind in hints.items() if dataclasses.is_dataclass(kind)}
+        self.kinds: dict[str, Any] = {}
+        self._defaults: dict[str, Any] = {}
+        for prefix, cls in self._classes.items():
+            hints = get_type_hints(cls)
+            for field in dataclasses.fields(cls):
+                name = f"{prefix}{field.name}"
+                if self.is_group(name) or (prefix == "training." and field.name in HIDDEN):
+                    continue
+                self.kinds[name] = hints[field.name]
+                if field.default is not dataclasses.MISSING:
+                    self._defaults[name] = field.default
+                elif field.default_factory is not dataclasses.MISSING:
+                    self._defaults[name] = field.default_factory()
+
+    def is_group(self, name: str) -> bool:
+        return f"{name}." in self._classes
+
+    def as_yaml(self, given: Mapping[str, Any]) -> str:
+        """All options as a file that can be run."""
+        import yaml
+
+        nested: dict[str, Any] = {}
+        for name in self.kinds:
+            if name in given or name in self._defaults:
+                group, _, option = name.rpartition(".")
+                value = given.get(name, self._defaults.get(name))
+                (nested.setdefault(group, {}) if group else nested)[option] = getattr(value, "value", value)
+        return yaml.safe_dump(nested, sort_keys=False, allow_unicode=True)
+
+    def made(self, given: Mapping[str, Any]) -> Any:
+        """The `RunConfig` with these values."""
+        missing = [name for name in self.kinds if name not in self._defaults and name not in given]
+        if missing:
+            raise PivotuneError(f"these options are required: {', '.join(missing)}.")
+        made: dict[str, Any] = {}
+        for prefix, cls in reversed(self._classes.items()):
+            values = {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
+            if prefix:
+                made[prefix.removesuffix(".")] = cls(**values)
+        return self._classes[""](**made, **{name: value for name, value in given.items() if "." not in name})
+
+
+def _print_train_help(name: str) -> NoReturn:
+    import jsonargparse
+
+    from pivotune.config import HIDDEN, RunConfig, TrainingOptions
 
     parser = jsonargparse.ArgumentParser(
         prog=f"pivotune {name}",
         usage="%(prog)s RUN.yaml [MORE.yaml ...] [--option value ...]",
         description="Fine-tune a model. Options come from YAML files, later ones and the command line winning.",
-        exit_on_error=False,
     )
-    parser.add_argument("--config", action=ActionConfigFile, help="the same as a positional YAML file.")
+    parser.add_argument("--config", metavar="FILE", help="the same as a positional YAML file.")
+    parser.add_argument("--print_config", action="store_true", help="print the whole configuration and exit.")
     parser.add_class_arguments(RunConfig, as_group=False, skip={"training"})
     parser.add_class_arguments(TrainingOptions, "training", instantiate=False, skip=HIDDEN)
-    arguments = _files_first(arguments)
-    known = _known_options(parser)
-    reasons = {f"training.{option}": reason for option, reason in NOT_SUPPORTED.items()}
-    _refuse_unknown(_options_in(arguments), known, reasons, "command line")
-    for file in _config_files(arguments):
-        _refuse_unknown(_keys_of(file, known), known, reasons, file)
-    chosen = parser.parse_args(arguments)
-    created = parser.instantiate(chosen)
-    try:
-        training = TrainingOptions(**vars(chosen.training))
-    except (ValueError, ImportError) as error:
-        raise PivotuneError(f"training: {error}") from error
-    fields = {field.name: getattr(created, field.name) for field in dataclasses.fields(RunConfig)}
-    folder = _function(COMMANDS[name])(RunConfig(**{**fields, "training": training}))
-    if training.process_index == 0:
-        print(f"The run is in {folder}.")
-
-
-def _files_first(arguments: list[str]) -> list[str]:
-    """Leading positional arguments are configuration files."""
-    count = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-    return [part for file in arguments[:count] for part in ("--config", file)] + arguments[count:]
-
-
-def _config_files(arguments: list[str]) -> list[str]:
-    files = [value for option, value in pairwise(arguments) if option == "--config"]
-    files += [argument.removeprefix("--config=") for argument in arguments if argument.startswith("--config=")]
-    return [file for file in files if Path(file).is_file()]  # the parser reports a missing one
-
-
-def _keys_of(file: str, known: Iterable[str]) -> list[str]:
-    """The options that a YAML file sets, in dotted form."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PivotuneError(f"{file}: is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise PivotuneError(f"{file}: holds a {type(content).__name__}, but options have names. Write name: value.")
-    keys: list[str] = []
-
-    def walk(node: dict[Any, Any], prefix: str) -> None:
-        for key, value in node.items():
-            path = f"{prefix}{key}"
-            is_group = any(option.startswith(f"{path}.") for option in known)
-            if is_group and isinstance(value, dict):
-                walk(value, f"{path}.")
-            elif is_group and value is not None:
-                raise PivotuneError(f"{file}: {path} is a group of options, but its value is {value!r}.")
-            else:
-                keys.append(path)
-
-    walk(content, "")
-    return keys
+    parser.print_help()
+    raise SystemExit(0)
 
 
 # Other commands: functions -----------------------------------------------------------------------------------------
 
 
 def _call(name: str, arguments: list[str]) -> None:
-    import jsonargparse
+    from pivotune.options import from_words
 
     command = COMMANDS[name]
     function = _function(command)
+    if _asks_for_help(arguments):
+        _print_help(name, function)
+    parameters = inspect.signature(function).parameters
+    kinds = {one: kind for one, kind in get_type_hints(function).items() if one in parameters}
     names = [one.removesuffix("*") for one in command.positional]
-    many = {one.removesuffix("*") for one in command.positional if one.endswith("*")}
+    single = [one for one in command.positional if not one.endswith("*")]
+    options = {one: kind for one, kind in kinds.items() if one not in names}
+    words, bare = _split(arguments, options, {}, len(single))
+    while len(bare) < len(single) and words and len(last := words[next(reversed(words))]) > 1:
+        bare.append(last.pop())  # a list at the end has taken it
+    given: dict[str, Any] = dict(zip(single, bare, strict=False))
+    if rest := bare[len(single) :]:
+        if len(single) == len(names):
+            raise PivotuneError(f"command line: {rest[0]!r} belongs to no option.")
+        given[names[-1]] = rest
+    for option, values in words.items():
+        known = _known(option, options, {}, "command line")
+        _set(given, option, known, from_words(values, options[known]), options[known], option)
+    required = [one for one in parameters if parameters[one].default is inspect.Parameter.empty]
+    if missing := [one.upper() if one in names else f"--{one}" for one in required if one not in given]:
+        raise PivotuneError(f"pivotune {name} needs {' and '.join(missing)}; see pivotune {name} --help.")
+    function(**given)
+
+
+def _print_help(name: str, function: Callable[..., Any]) -> NoReturn:
+    import jsonargparse
+
+    names = [one.removesuffix("*") for one in COMMANDS[name].positional]
     summary, described = _documentation(function)
-    parser = jsonargparse.ArgumentParser(prog=f"pivotune {name}", description=summary, exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(prog=f"pivotune {name}", description=summary)
     for one in names:
-        extra: dict[str, Any] = {"nargs": "*", "default": []} if one in many else {}
-        parser.add_argument(one, help=described.get(one, ""), **extra)
+        number: dict[str, Any] = {} if one in COMMANDS[name].positional else {"nargs": "*"}
+        parser.add_argument(one, help=described.get(one, ""), **number)
     parser.add_function_arguments(function, as_group=False, skip=set(names))
-    _refuse_unknown(_options_in(arguments), _known_options(parser), {}, "command line")
-    chosen = vars(parser.instantiate(parser.parse_args(arguments)))
-    function(**{option: value for option, value in chosen.items() if option != "config"})
+    parser.print_help()
+    raise SystemExit(0)
 
 
 def _function(command: Command) -> Callable[..., Any]:
@@ -222,29 +278,90 @@ def _documentation(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     return parsed.short_description or "", {one.arg_name: one.description or "" for one in parsed.params}
 
 
-# Unknown options ---------------------------------------------------------------------------------------------------
+# Words of the command line -----------------------------------------------------------------------------------------
 
 
-def _known_options(parser: ArgumentParser) -> set[str]:
-    """Names of all options, in dotted form, without those that only group others."""
-    names = {option.removeprefix("--") for action in parser._actions for option in action.option_strings}
-    return {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
+def _asks_for_help(arguments: list[str]) -> bool:
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "-h" in options or "--help" in options
 
 
-def _options_in(arguments: list[str]) -> list[str]:
-    return [one[2:].partition("=")[0].removesuffix("+") for one in arguments if one.startswith("--") and one != "--"]
+def _split(
+    arguments: list[str], kinds: Mapping[str, Any], reasons: Mapping[str, str], needed: int = 0
+) -> tuple[dict[str, list[str]], list[str]]:
+    """The words of each option, and those that belong to none. An option that takes a list takes all that follow.
+
+    Args:
+        kinds: the types of all options.
+        reasons: why some are not supported.
+        needed: how many words of the second sort come before a word can be a switch's value.
+    """
+    from pivotune.options import in_words, is_switch, takes_list, takes_switch
+
+    given: dict[str, list[str]] = {}
+    bare: list[str] = []
+    option, kind = "", None
+    for number, word in enumerate(arguments):
+        if word == "--":
+            bare += arguments[number + 1 :]
+            break
+        if _OPTION.match(word):
+            option, equals, value = word.removeprefix("--").partition("=")
+            kind = kinds[_known(option, kinds, reasons, "command line")]
+            if option in given and takes_list(kind):
+                raise PivotuneError(f"command line: --{option} is given twice. Give all of its values after one.")
+            given[option] = [value] if equals else []
+        elif (
+            not option
+            or (given[option] and not takes_list(kind))
+            or (takes_switch(kind) and len(bare) < needed and not is_switch(word))  # --restart RUN
+        ):
+            bare.append(word)
+        else:
+            given[option].append(word)
+    for name, words in given.items():
+        kind = kinds[_known(name, kinds, reasons, "command line")]
+        if not words and not takes_switch(kind):
+            raise PivotuneError(f"{name}: has no value; give {in_words(kind)}.")
+        if not words:
+            words.append("true")
+    return given, bare
 
 
-def _refuse_unknown(given: Iterable[str], known: set[str], reasons: dict[str, str], where: str) -> None:
-    """Raise a PivotuneError at the first name that is no option, with the nearest one."""
-    for name in given:
-        # A dotted tail may be a key of an option whose value is a mapping.
-        parts = name.split(".")
-        if any(".".join(parts[:count]) in known for count in range(1, len(parts) + 1)):
-            continue
-        if name in reasons:
-            raise PivotuneError(f"{where}: {name} is not supported: {reasons[name]}. Remove it.")
-        raise PivotuneError(f"{where}: unknown option {name!r}{_suggestion(name, known)}")
+def _set(given: dict[str, Any], name: str, known: str, node: Node, kind: Any, where: str) -> None:
+    """Put a value into `given`; where `name` is `known` with a tail, as that key of the option's mapping."""
+    from pivotune.options import kind_inside, read_value
+
+    if name == known:
+        given[known] = read_value(node, kind, where)
+        return
+    *keys, last = name.removeprefix(f"{known}.").split(".")
+    before = given.get(known)
+    mapping = given[known] = dict(before) if isinstance(before, dict) else {}
+    for key in keys:
+        inner = mapping.get(key)
+        mapping[key] = dict(inner) if isinstance(inner, dict) else {}
+        mapping = mapping[key]
+    mapping[last] = read_value(node, kind_inside(kind), where)
+
+
+def _known(name: str, kinds: Mapping[str, Any], reasons: Mapping[str, str], where: str) -> str:
+    """The option of this name; also where the name's tail is a key of an option whose value is a mapping.
+
+    Raises:
+        PivotuneError: no option is called so; with the nearest one.
+    """
+    from pivotune.options import takes_mapping
+
+    parts = name.split(".")
+    if name in kinds:
+        return name
+    for count in range(len(parts) - 1, 0, -1):
+        if (head := ".".join(parts[:count])) in kinds and takes_mapping(kinds[head]):
+            return head
+    if name in reasons:
+        raise PivotuneError(f"{where}: {name} is not supported: {reasons[name]}. Remove it.")
+    raise PivotuneError(f"{where}: unknown option {name!r}{_suggestion(name, kinds)}")
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:

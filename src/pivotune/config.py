@@ -8,13 +8,16 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import IntervalStrategy, TrainingArguments
 
+from pivotune.data.examples import check_columns
+from pivotune.data.languages import read_languages
 from pivotune.errors import PivotuneError, check_number
 from pivotune.methods import CCTuningConfig, DeepSupervisionConfig
+from pivotune.training_checks import check_libraries, check_values
 
 MethodName = Literal["sft", "deep_supervision", "cc_tuning", "both"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -40,23 +43,32 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """The examples: JSONL, JSON, Parquet or hub:owner/name[:split].
+    """The examples: JSONL, JSON, Parquet or hub:owner/name[/configuration][:split].
 
     Args:
         train: file, or list of files, of examples with their English counterparts.
         eval: the same, for evaluation during training: after each epoch, or as training.eval_strategy says.
         languages: the languages to expect; a row in another one is a bad row. All where null.
+        language: of the rows that name none; where null, they are bad rows.
+        columns: other names of fields, {name in the file: name here}, e.g. {frage: instruction, antwort: output,
+            question_english: english.instruction}; {name: null} leaves a field out.
         style: prompt style: alpaca; chat, the tokenizer's template; plain, the prompt as it is; auto chooses: plain for
             prompt/completion rows, else chat where the tokenizer has a template, else alpaca.
+        chat_template_kwargs: arguments of the chat template, e.g. {enable_thinking: false}. They are saved with the
+            run's template, so that it is asked as it was trained.
         max_length: the most tokens a prompt and its answer may have together; longer answers are cut at their end.
-        on_bad: a malformed row stops the run with its line number (error), or is left out and counted (skip).
+        on_bad: a malformed row, or one that the chat template refuses, stops the run with its line number (error), or
+            is left out and counted (skip).
         overlong: the same for a prompt that leaves no room for an answer.
     """
 
     train: str | list[str]
     eval: str | list[str] | None = None
     languages: list[str] | None = None
+    language: str | None = None
+    columns: dict[str, str | None] | None = None
     style: Literal["auto", "alpaca", "chat", "plain"] = "auto"
+    chat_template_kwargs: dict[str, Any] | None = None
     max_length: int = 512
     on_bad: Literal["error", "skip"] = "error"
     overlong: Literal["error", "skip"] = "error"
@@ -112,7 +124,12 @@ class TrainingOptions(TrainingArguments):
             if getattr(self, new, False) is None:
                 setattr(self, new, getattr(self, old))
                 setattr(self, old, None)
-        super().__post_init__()
+        self.report_to = self.report_to or "none"
+        check_values(self)
+        try:
+            super().__post_init__()
+        except (ValueError, TypeError, OSError, ImportError, RuntimeError, LookupError) as error:
+            raise PivotuneError(f"training: {error}") from error
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """A share is at most all steps but one: the rate of the first step is zero, and might be that of the last."""
@@ -231,18 +248,33 @@ class RunConfig:
                     f"{name}.{changed[0]}: has no effect with method: {self.method}. Remove it, or use method: {name} "
                     "(or both)."
                 )
-        if self.lora.r < 0:
-            raise PivotuneError(f"lora.r: got {self.lora.r}; give the rank of the adapters, or 0 for full fine-tuning.")
+        check_number(
+            "data.max_length", self.data.max_length, 2, whole=True, why="; a prompt and its answer need as many"
+        )
+        if isinstance(self.data.languages, str) or self.data.languages == []:
+            raise PivotuneError(
+                f"data.languages: got {self.data.languages!r}; give a list of languages, or leave it out for all."
+            )
+        check_number("lora.r", self.lora.r, 0, whole=True, why="; 0 is full fine-tuning")
+        check_number("lora.dropout", self.lora.dropout, 0, below=1)
+        if not self.lora.target_modules:
+            raise PivotuneError("lora.target_modules: names no layer. Name some, such as q_proj,v_proj, or all-linear.")
         if self.lora.r == 0 and (changed := changed_fields(self.lora)):
             raise PivotuneError(f"lora.{changed[0]}: has no effect without adapters. Set lora.r, e.g. to 16.")
+        if self.data.chat_template_kwargs and self.data.style in ("alpaca", "plain"):
+            raise PivotuneError(
+                f"data.chat_template_kwargs: has no effect with data.style: {self.data.style}. Remove it."
+            )
+        check_columns("data.columns", self.data.columns or {})
+        read_languages("data.languages", self.data.languages or [])
+        read_languages("data.language", [] if self.data.language is None else [self.data.language])
         for option, reason in NOT_SUPPORTED.items():
             if option in changed_fields(self.training):
                 raise PivotuneError(f"training.{option}: is not supported: {reason}. Remove it.")
-        if evaluates(self.training) and self.data.eval is None:
-            args = self.training
-            asks = "eval_strategy" if is_on(args.eval_strategy) else "eval_on_start"
-            given = f"training.{'load_best_model_at_end' if args.load_best_model_at_end else asks}"
-            raise PivotuneError(f"{given}: needs examples to evaluate on. Set data.eval.")
+        if self.data.eval is None and (wants := _needs_evaluation(self.training)):
+            raise PivotuneError(f"training.{wants}: needs examples to evaluate on. Set data.eval.")
+        check_values(self.training)
+        check_libraries(self.training)
         check_that_it_trains(self)
 
 
@@ -290,6 +322,22 @@ def changed_fields(options: object) -> list[str]:
         if default is not dataclasses.MISSING and getattr(options, option.name) != default:
             changed.append(option.name)
     return changed
+
+
+def _needs_evaluation(training: TrainingArguments) -> str | None:
+    """The option that has no effect, or fails, where nothing is evaluated during training."""
+    chosen = {
+        name: str(getattr(value := getattr(training, name), "value", value))
+        for name in ("eval_strategy", "save_strategy", "lr_scheduler_type")
+    }
+    wants = {
+        "eval_strategy": chosen["eval_strategy"] != "no",
+        "eval_on_start": training.eval_on_start,
+        "load_best_model_at_end": training.load_best_model_at_end,
+        "save_strategy": chosen["save_strategy"] == "best",
+        "lr_scheduler_type": chosen["lr_scheduler_type"] in ("reduce_lr_on_plateau", "greedy"),
+    }
+    return next((name for name, wanted in wants.items() if wanted), None)
 
 
 def evaluates(args: TrainingArguments) -> bool:

@@ -19,13 +19,28 @@ def check_choice(option: str, value: Any, choices: Iterable[str]) -> None:
 
 
 def check_number(
-    option: str, value: Any, minimum: float, *, exclusive: bool = False, whole: bool = False, why: str = ""
+    option: str,
+    value: Any,
+    minimum: float,
+    *,
+    exclusive: bool = False,
+    below: float = math.inf,
+    whole: bool = False,
+    why: str = "",
 ) -> None:
-    """Raise a PivotuneError unless `value` is a finite number >= `minimum` (> with `exclusive`), `whole` or not."""
-    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or value < minimum or (exclusive and value == minimum):
+    """Raise a PivotuneError unless `value` is a finite number >= `minimum` (> with `exclusive`) and < `below`, `whole`
+    or not."""
+    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    fits = fits and (isinstance(value, int) or math.isfinite(value))
+    if not fits or value < minimum or (exclusive and value == minimum) or value >= below:
         kind = "whole number" if whole else "number"
-        raise PivotuneError(f"{option}: got {value!r}; give a {kind} {'>' if exclusive else '>='} {minimum}{why}.")
+        end = "" if below == math.inf else f" and < {below}"
+        raise PivotuneError(f"{option}: got {value!r}; give a {kind} {'>' if exclusive else '>='} {minimum}{end}{why}.")
+
+
+def check_seed(option: str, value: Any) -> None:
+    """Raise a PivotuneError unless every library takes `value` as a seed of random numbers."""
+    check_number(option, value, 0, below=2**32, whole=True)
 
 
 def check_flags(group: str, options: Any, names: Iterable[str]) -> None:

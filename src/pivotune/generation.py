@@ -8,26 +8,55 @@ A CC-Tuning run comes back connected: `model.generate()` of transformers works a
 
 from __future__ import annotations
 
-import json
+import hashlib
+import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers.utils.logging import tqdm
 
 from pivotune.anatomy import unwrap
-from pivotune.checkpoint import load_run
+from pivotune.answers import AnswerFile
+from pivotune.checkpoint import TENSORS, check_model, load_run, read_info
 from pivotune.connection import Connection, Mode, connect
 from pivotune.data.collate import padding_id
 from pivotune.data.examples import ParallelExample, Text, is_english
-from pivotune.data.prompts import PromptEncoder, prompt_only
+from pivotune.data.lines import check_file, read_lines, text_lines
+from pivotune.data.prompts import STYLES, PromptEncoder, prompt_only, without_empty_reasoning
+from pivotune.data.report import DataError
 from pivotune.data.sources import read_prompts
-from pivotune.errors import PivotuneError
+from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
+from pivotune.files import check_output_file, reason
+from pivotune.tokens import check_context, check_ids, end_ids, listed, rows_of, until_end
+
+logger = logging.getLogger(__name__)
 
 Question = str | Text | ParallelExample
+
+
+def connection_mode(run: str | Path, info: Mapping[str, Any], connection: Mode | None) -> Mode:
+    """none, english or matrix, found out without loading the model."""
+    if connection is not None:
+        check_choice("connection", connection, get_args(Mode))
+    if "cc_tuning" not in info:
+        if connection not in (None, "none"):
+            raise PivotuneError(
+                f"connection: got {connection!r}, but {run} was not trained with CC-Tuning. Leave the option out."
+            )
+        return "none"
+    try:
+        with safe_open(Path(run) / TENSORS, "pt") as tensors:
+            has_matrix = "transform_matrix" in tensors.keys()  # noqa: SIM118  # it is no dict
+    except Exception as error:
+        raise PivotuneError(f"{run}: {TENSORS} cannot be read: {reason(error)}.") from error
+    if connection == "matrix" and not has_matrix:
+        raise PivotuneError(f"connection: got 'matrix', but {run} has no Transform Matrix. Choose english or none.")
+    return connection or ("matrix" if has_matrix else "none")
 
 
 def load(
@@ -36,6 +65,7 @@ def load(
     *,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> tuple[Any, Any]:
     """The model of a run (or any causal LM folder or hub name) and its tokenizer, ready to generate.
 
@@ -45,20 +75,17 @@ def load(
             fitted, else none.
         dtype: of the weights; "auto" keeps the saved one.
         device: where to put the model; a GPU if there is one by default.
+        chat_template_kwargs: arguments of the chat template; those that a run was trained with are in its own.
 
     Raises:
         PivotuneError: no such run, a half-written one, or a connection that it does not have.
     """
-    run = load_run(path, dtype=dtype, device=device)
+    mode = connection_mode(path, read_info(path), connection)
+    run = load_run(path, dtype=dtype, device=device, chat_template_kwargs=chat_template_kwargs)
     trained = run.connection_tensors()
     if trained is None:
-        if connection not in (None, "none"):
-            raise PivotuneError(
-                f"connection: got {connection!r}, but {path} was not trained with CC-Tuning. Leave the option out."
-            )
         return run.model, run.tokenizer
     config, decision_maker, matrix = trained
-    mode: Mode = connection or ("none" if matrix is None else "matrix")
     connect(run.model, Connection(run.model, config, decision_maker, matrix), mode)
     return run.model, run.tokenizer
 
@@ -84,7 +111,11 @@ def generate_texts(
         batch_size: questions per call of generate().
         progress: show a progress bar.
         generate_options: what `generate()` of transformers takes, e.g. num_beams=4, do_sample=True;
-            max_new_tokens is 64 where no limit is given.
+            max_new_tokens is 64 where no limit is given. Answers end with any token that ends one for the tokenizer,
+            the chat template or the model; eos_token_id=... sets others in their place.
+
+    Raises:
+        PivotuneError: a prompt with a token that the model does not have, or one that cannot be rendered.
     """
     answers: list[str] = [""] * len(questions)
     batches = generate_batches(
@@ -102,7 +133,8 @@ class Answer(NamedTuple):
 
     Attributes:
         question: its place among those given, from 0.
-        text: all that was generated, white space at its ends included.
+        text: all that was generated before the end token, without an empty block of reasoning (<think></think>); white
+            space at its ends included.
         cut: whether the prompt's beginning was cut off.
     """
 
@@ -130,18 +162,26 @@ def generate_batches(
     if not questions:
         return
     encoder = PromptEncoder(tokenizer, style)
-    prompts = _encode(encoder, questions)
-    english = _encode(encoder, _english_of(questions)) if connection == "english" else None
-    device, pad = next(model.parameters()).device, padding_id(tokenizer)
+    rows_of_table = rows_of(model)
+    prompts = _encode(encoder, questions, rows_of_table)
+    english = _encode(encoder, _english_of(questions), rows_of_table) if connection == "english" else None
+    device, pad = next(model.parameters()).device, padding_id(tokenizer, rows_of_table)
     connected = torch.tensor([not (isinstance(q, ParallelExample) and is_english(q.language)) for q in questions])
     is_connected = "generate" in vars(unwrap(model))
     options = {"pad_token_id": pad, "do_sample": False, **generate_options}
     if not {"max_new_tokens", "max_length", "generation_config"} & set(options):
         options["max_new_tokens"] = 64
+    given = getattr(options.get("generation_config"), "eos_token_id", None)
+    ends = listed(options.get("eos_token_id", given)) or end_ids(model, tokenizer)
+    if ends:
+        options["eos_token_id"] = ends
     if connection is not None and (is_connected or connection != "none"):
         options["connection"] = connection
 
     keep = slice(None if max_prompt_tokens is None else -max_prompt_tokens, None)
+    new_tokens = options.get("max_new_tokens") or 0
+    lengths = [len(ids[keep]) + new_tokens for ids in prompts]
+    check_context(model, tokenizer, lengths, "prompts with the answers' max_new_tokens", "Shorten them, or lower it.")
     order = sorted(range(len(questions)), key=lambda i: -len(prompts[i]))  # longest first: memory fails early, not late
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
@@ -155,7 +195,8 @@ def generate_batches(
             ids = model.generate(**inputs, **options)
         new = ids[:, inputs["input_ids"].shape[1] :]
         several = len(new) // len(rows)  # num_return_sequences: the first is the best
-        texts = tokenizer.batch_decode(new[::several], skip_special_tokens=True)
+        spoken = [until_end(ids, ends) for ids in new[::several].tolist()]
+        texts = map(without_empty_reasoning, tokenizer.batch_decode(spoken, skip_special_tokens=True))
         cut = [max_prompt_tokens is not None and len(prompts[i]) > max_prompt_tokens for i in rows]
         yield [Answer(*parts) for parts in zip(rows, texts, cut, strict=True)]
 
@@ -165,9 +206,12 @@ def generate(
     prompts: Sequence[str] | None = None,
     *,
     prompts_file: str | None = None,
+    columns: dict[str, str | None] | None = None,
     output: str | None = None,
+    overwrite: bool = False,
     connection: Mode | None = None,
     style: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     batch_size: int = 16,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
@@ -180,10 +224,15 @@ def generate(
         run: a run folder, or any causal LM.
         prompts: the questions themselves.
         prompts_file: a file of questions instead: .txt, one per line, or JSON lines as in training (answers are not
-            needed). Without either, standard input is read, one question per line.
-        output: write JSON lines {"id", "prompt", "answer"} to this file instead of printing the answers.
+            needed). Without either, standard input is read, one question per line. Empty lines are left out.
+        columns: other names of fields in prompts_file, as data.columns in training: {name in the file: name here}.
+        output: write JSON lines {"id", "prompt", "answer"} to this file instead of printing the answers, which may have
+            several lines. Answers are kept in OUTPUT.part as they are made, and the same command goes on from there.
+        overwrite: replace an existing output, and throw away the answers of an interrupted call with other options.
         connection: none, english (the file has English counterparts) or matrix.
         style: prompt style; None takes the one the run was trained with.
+        chat_template_kwargs: arguments of the chat template, e.g. {"enable_thinking": false}; those that a run was
+            trained with are in its own.
         batch_size: questions answered at a time.
         max_new_tokens: length limit of an answer, in tokens.
         temperature: 0 is greedy; above, answers are sampled.
@@ -193,62 +242,172 @@ def generate(
     Returns:
         The answers, in the order of the prompts.
     """
-    questions = _questions(prompts, prompts_file)
-    if temperature < 0:
-        raise PivotuneError(f"temperature: got {temperature}; give 0 for greedy answers, or a number above.")
+    check_number("temperature", temperature, 0, why="; 0 is greedy")
     for option, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
-        if value < 1:
-            raise PivotuneError(f"{option}: got {value}; give a whole number >= 1.")
-    if output is not None and not Path(output).resolve().parent.is_dir():
-        raise PivotuneError(f"output: the folder of {output} does not exist; create it first.")
-    model, tokenizer = load(run, connection)
-    torch.manual_seed(seed)
+        check_number(option, value, 1, whole=True)
+    check_seed("seed", seed)
+    if style is not None:
+        check_choice("style", style, STYLES)
+    connection_mode(run, check_model(run), connection)
+    if output is not None:
+        check_output_file("output", output, overwrite=overwrite)  # before standard input is waited for
+    questions = _questions(prompts, prompts_file, columns)
+    if connection == "english":
+        _english_of(questions)
+    file = None
+    if output is not None:
+        settings = {
+            "set of prompts": _digest(questions, connection),
+            "run": run,
+            "state of the run": _state(Path(run)),
+            "connection": connection,
+            "style": style,
+            "chat_template_kwargs": chat_template_kwargs,
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "num_beams": num_beams,
+            "seed": seed,
+        }
+        file = AnswerFile(output, settings, overwrite=overwrite)
+        if file.done:
+            logger.warning("output: %s holds %d of %d answers; going on.", file.part, len(file.done), len(questions))
+    done = dict(file.done) if file else {}
+    remaining = [number for number in range(len(questions)) if number not in done]
+    model, tokenizer = load(run, connection, chat_template_kwargs=chat_template_kwargs)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    answers = generate_texts(
+    batches = generate_batches(
         model,
         tokenizer,
-        questions,
+        [questions[number] for number in remaining],
         style=style or str(getattr(model, "pivotune_prompt_style", "auto")),
         connection=connection,
         batch_size=batch_size,
-        progress=len(questions) > batch_size,
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
         **sampling,
     )
-    if output is None:
-        for answer in answers:
-            print(answer)
-    else:
-        with open(output, "w", encoding="utf-8") as file:
-            for number, (question, answer) in enumerate(zip(questions, answers, strict=True), start=1):
-                identity = question.id if isinstance(question, ParallelExample) else str(number)
-                row = {"id": identity, "prompt": prompt_only(question).question, "answer": answer}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    count = -(-len(remaining) // batch_size)
+    printer = _Printer()
+    try:
+        with tqdm(total=count, desc="generating", unit="batch", disable=len(remaining) <= batch_size) as progress:
+            while True:
+                # Of each batch, so that a call that goes on draws what an uninterrupted one would have drawn.
+                torch.manual_seed(seed + len(done))
+                batch = next(batches, None)
+                if batch is None:
+                    break
+                new = {remaining[answer.question]: answer.text.strip() for answer in batch}
+                done |= new
+                progress.update()
+                if file:
+                    file.add(new.items())
+                else:
+                    printer.print_next(done)
+    except KeyboardInterrupt:
+        if file and file.done:
+            logger.warning("output: %s", file.kept)
+        raise
+    answers = [done[number] for number in range(len(questions))]
+    if file:
+        file.finish(_rows(questions, answers))
     return answers
 
 
-def _questions(prompts: Sequence[str] | None, prompts_file: str | None) -> list[Question]:
+class _Printer:
+    """Prints answers in the order of the prompts, each as soon as those before it are there."""
+
+    def __init__(self) -> None:
+        self._next, self._lossy = 0, False
+
+    def print_next(self, done: Mapping[int, str]) -> None:
+        while self._next in done:
+            answer = done[self._next]
+            try:
+                answer.encode(sys.stdout.encoding or "utf-8")
+            except UnicodeEncodeError:
+                if not self._lossy:
+                    logger.warning(
+                        "standard output is %s: letters that it lacks are printed as \\x..., \\u.... Set "
+                        "PYTHONIOENCODING=utf-8, or write to a file with --output.",
+                        sys.stdout.encoding,
+                    )
+                self._lossy = True
+                answer = answer.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding)
+            print(answer, flush=True)
+            self._next += 1
+
+
+def _rows(questions: Sequence[Question], answers: Sequence[str]) -> Iterator[dict[str, str]]:
+    for number, (question, answer) in enumerate(zip(questions, answers, strict=True), start=1):
+        identity = question.id if isinstance(question, ParallelExample) else str(number)
+        yield {"id": identity, "prompt": prompt_only(question).question, "answer": answer}
+
+
+def _digest(questions: Sequence[Question], connection: Mode | None) -> str:
+    """Of all that is asked, and of the English sides where they are connected."""
+    english = _english_of(questions) if connection == "english" else []
+    asked = [(q.id if isinstance(q, ParallelExample) else None, prompt_only(q)) for q in questions]
+    content = repr((asked, [prompt_only(question) for question in english]))
+    return hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _state(run: Path) -> str | None:
+    """Changes when the files of a run folder do; None for a model that is in no folder."""
+    if not run.is_dir():
+        return None
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in run.iterdir() if path.is_file()]
+    return hashlib.sha256(repr(sorted(files)).encode()).hexdigest()[:16]
+
+
+def _questions(
+    prompts: Sequence[str] | None, prompts_file: str | None, columns: Mapping[str, str | None] | None
+) -> list[Question]:
     if prompts and prompts_file:
         raise PivotuneError("prompts: given both as arguments and as prompts_file; choose one.")
-    if prompts_file and not prompts_file.endswith(".txt"):
-        return list(read_prompts(prompts_file))
-    lines: Iterable[str]
+    is_text = prompts_file is not None and prompts_file.lower().removesuffix(".gz").endswith(".txt")
+    if columns and (is_text or not prompts_file):
+        raise PivotuneError("columns: has no effect on plain text; it names the fields of a JSON or Parquet file.")
+    lines: Iterable[tuple[str, str]]
     if prompts:
-        lines = prompts
+        lines = ((f"prompt {number}", prompt) for number, prompt in enumerate(prompts, start=1))
     elif prompts_file:
-        path = Path(prompts_file)
-        if not path.is_file():
-            raise PivotuneError(f"prompts_file: {prompts_file} does not exist.")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        try:
+            if not is_text:
+                return list(read_prompts(prompts_file, columns=columns))
+            check_file(Path(prompts_file), "a file such as .txt or .jsonl")
+        except DataError:
+            raise
+        except PivotuneError as error:
+            kinds = "" if is_text else "; .txt holds one question per line"
+            raise PivotuneError(f"prompts_file: {error}{kinds}.") from error
+        lines = text_lines(read_lines(Path(prompts_file)), prompts_file)
     else:
-        lines = sys.stdin.read().splitlines()
-    questions: list[Question] = [line for line in lines if line.strip()]
+        lines = _standard_input()
+    questions: list[Question] = []
+    for where, line in lines:
+        if _is_undecoded(line):
+            raise DataError(where, "malformed text", "is not in the encoding of this terminal", "give it in a file")
+        if line.strip():
+            questions.append(line)
     if not questions:
         raise PivotuneError(
             "prompts: there is none. Give them as arguments, with --prompts_file, or on standard input."
         )
     return questions
+
+
+def _standard_input() -> Iterator[tuple[str, str]]:
+    """The lines of standard input in its encoding, which is the terminal's or PYTHONIOENCODING."""
+    buffer = getattr(sys.stdin, "buffer", None)
+    if buffer is None:
+        return text_lines((line.encode() for line in sys.stdin.read().split("\n")), "standard input")
+    encoding = sys.stdin.encoding or "utf-8"
+    return text_lines(buffer, "standard input", "utf-8" if encoding.lower() in ("ascii", "us-ascii") else encoding)
+
+
+def _is_undecoded(text: str) -> bool:
+    """Whether Python has kept bytes of an argument that it could not decode, as half surrogate pairs."""
+    return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _english_of(questions: Sequence[Question]) -> list[Question]:
@@ -265,12 +424,15 @@ def _english_of(questions: Sequence[Question]) -> list[Question]:
     return english
 
 
-def _encode(encoder: PromptEncoder, questions: Sequence[Question]) -> list[list[int]]:
+def _encode(encoder: PromptEncoder, questions: Sequence[Question], rows_of_table: int) -> list[list[int]]:
     rendered = [
         encoder.render(prompt_only(q), q.where if isinstance(q, ParallelExample) else f"prompt {number}")
         for number, q in enumerate(questions, start=1)
     ]
-    return [encoded.prompt_ids for encoded in encoder.tokenize(rendered)]
+    encoded = [one.prompt_ids for one in encoder.tokenize(rendered)]
+    for one, ids in zip(rendered, encoded, strict=True):
+        check_ids(rows_of_table, ids, one.where, encoder.tokenizer)
+    return encoded
 
 
 def _left_padded(rows: list[list[int]], pad: int, device: torch.device) -> dict[str, Tensor]:

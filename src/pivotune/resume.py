@@ -164,6 +164,7 @@ def check_state(folder: Path) -> None:
             f"training.resume_from_checkpoint: {folder} has no optimizer's state (training.save_only_model), so the "
             "run cannot go on. Begin a new run in another output; its model.path may be this checkpoint."
         )
+    checkpoint.check_state(folder)
 
 
 def on_first_process(args: TrainingArguments, function: Callable[[], Result]) -> Result:
@@ -212,7 +213,7 @@ def base_digest(path: str, revision: str | None = None) -> str | None:
     Two folders of the same content have the same one, wherever they lie.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not folder.exists():
         try:
             found = try_to_load_from_cache(path, "config.json", revision=revision)
         except ValueError:  # no name of a model
@@ -221,7 +222,8 @@ def base_digest(path: str, revision: str | None = None) -> str | None:
             return None
         folder = Path(found).parent
     digest = hashlib.blake2b(digest_size=16)
-    for file in sorted({folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")}):
+    files = {folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")}
+    for file in [folder] if folder.is_file() else sorted(files):  # a GGUF file is a whole model
         if not file.is_file():
             continue
         size = file.stat().st_size

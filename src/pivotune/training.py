@@ -11,11 +11,16 @@ import dataclasses
 import logging
 import math
 import random
-from collections.abc import Iterable
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.compute as pc
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
@@ -23,7 +28,6 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
-    AutoTokenizer,
     IntervalStrategy,
     Trainer,
     TrainerCallback,
@@ -32,10 +36,10 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import SaveStrategy, TrainOutput
 
-from pivotune import checkpoint, finite, resume
-from pivotune.config import FLOAT16_BREAKS, RunConfig, check_warmup, evaluates, is_on
+from pivotune import checkpoint, finite, resume, tokens
+from pivotune.config import FLOAT16_BREAKS, LoraOptions, RunConfig, check_warmup, evaluates, is_on
 from pivotune.connection import TransformMatrix, fit_transform_matrix
 from pivotune.data import (
     Encoded,
@@ -47,7 +51,9 @@ from pivotune.data import (
     tokenize_examples,
 )
 from pivotune.data.examples import is_english
-from pivotune.errors import PivotuneError
+from pivotune.data.prompts import fix_template_kwargs
+from pivotune.errors import PivotuneError, check_choice
+from pivotune.files import locked, reason
 from pivotune.lens.layers import LayerChoice, choose_from_prompts, table, write_choice
 from pivotune.losses import IGNORE
 from pivotune.methods import SFT, CCTuning, ConnectedSupervision, DeepSupervision, Method
@@ -203,7 +209,7 @@ class PivotuneTrainer(Trainer):
 
         Raises:
             PivotuneError: no step would be made, or nothing changed in any; a loss, a parameter or an optimizer's state
-                is not finite; the checkpoint is not one of this run.
+                is not finite; the checkpoint is not one of this run; the output is somebody else's, or too small.
         """
         _check_batches(self.train_dataset, self.args)
         folder: Path | None = None
@@ -218,6 +224,8 @@ class PivotuneTrainer(Trainer):
                 print(f"The run goes on from {folder}.", flush=True)
             for difference in resume.compare(folder, checkpoint.read_info(folder), self.describe()):
                 self._warn(difference)
+        if self.args.should_save:
+            self._check_output()
         try:
             result = super().train(None if folder is None else str(folder), *args, **kwargs)
         except _NoStepLeft:
@@ -230,6 +238,16 @@ class PivotuneTrainer(Trainer):
         if is_on(self.args.eval_strategy) and not any("eval_loss" in entry for entry in self.state.log_history):
             self._warn("No evaluation was due in so short a run: lower training.eval_steps or training.eval_delay.")
         return result
+
+    def _check_output(self) -> None:
+        """Raise a PivotuneError where the output is somebody else's, or has no room for a result and a checkpoint."""
+        folder = Path(str(self.args.output_dir))
+        checkpoint.claim("output", folder)
+        saves = self.args.save_strategy != SaveStrategy.NO
+        try:
+            checkpoint.check_space(folder, self._bytes() + (self._bytes(optimizer=True) if saves else 0))
+        except OSError as error:
+            raise PivotuneError(f"output: {folder} is too small: {reason(error)}. Make room first.") from error
 
     # Whether it trains, and with numbers ---------------------------------------------------------------------------
 
@@ -366,7 +384,8 @@ class PivotuneTrainer(Trainer):
         """Write the run folder: all of it, or nothing. Every rank has to call this.
 
         Raises:
-            PivotuneError: a parameter, or a loss since the last log, is not finite.
+            PivotuneError: a parameter, or a loss since the last log, is not finite; the folder holds what is not of a
+                run; or it cannot be written, and then the message says where the trained weights are instead.
         """
         if not _internal_call:
             self._check_numbers()
@@ -381,12 +400,70 @@ class PivotuneTrainer(Trainer):
         if _internal_call:
             self._save(folder, state_dict)
         elif self.args.should_save:
-            matrix = None if self.transform_matrix is None else self.transform_matrix.weight
-            with checkpoint.written_at_once(folder) as unfinished:
-                checkpoint.write_model(unfinished, self.method, self.processing_class, state_dict, matrix)
-                checkpoint.write_json(unfinished / "training_log.json", self.state.log_history)
-                checkpoint.mark_complete(unfinished, self.describe())
+            with self._kept_elsewhere("the run", Path(folder), state_dict):
+                self._write_run(folder, state_dict)
         self.accelerator.wait_for_everyone()
+
+    def _write_run(self, folder: str | Path, state_dict: dict[str, Tensor] | None) -> None:
+        checkpoint.check_space(folder, self._bytes())
+        matrix = None if self.transform_matrix is None else self.transform_matrix.weight
+        with checkpoint.written_at_once(folder) as unfinished:
+            checkpoint.write_model(unfinished, self.method, self.processing_class, state_dict, matrix)
+            checkpoint.write_json(unfinished / "training_log.json", self.state.log_history)
+            checkpoint.mark_complete(unfinished, self.describe())
+
+    def _bytes(self, *, optimizer: bool = False) -> int:
+        """Of what is saved of the model; with the optimizer's state, which before the first step is an estimate."""
+        adapter = isinstance(self.method.model, PeftModel)
+        saved = [value for value in self.method.parameters() if value.requires_grad or not adapter]
+        count = sum(value.numel() * value.element_size() for value in saved)
+        if not optimizer or self.args.save_only_model:
+            return count
+        if self.optimizer is None:
+            trained = sum(value.numel() * value.element_size() for value in saved if value.requires_grad)
+            return count + (2 * trained if self.args.optim in ("adamw_torch", "adamw_torch_fused") else 0)
+        states = [value for state in getattr(self.optimizer, "state", {}).values() for value in state.values()]
+        return count + sum(value.numel() * value.element_size() for value in states if isinstance(value, Tensor))
+
+    @contextmanager
+    def _kept_elsewhere(
+        self, what: str, folder: Path, state_dict: dict[str, Tensor] | None = None, half: Path | None = None
+    ) -> Iterator[None]:
+        """Where a write fails, remove what is `half` written, keep the trained weights in another place, and say so."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, PivotuneError) and not isinstance(error.__cause__, OSError):
+                raise  # not about writing
+            cause = error.__cause__ if isinstance(error, PivotuneError) else error
+            said = f"output: {what} could not be written into {folder}: {reason(cause or error)}."
+            if not self.args.should_save:
+                raise PivotuneError(said) from error
+            if half is not None and not checkpoint.is_complete(half):
+                shutil.rmtree(half, ignore_errors=True)
+            raise PivotuneError(f"{said} {self._keep(folder, state_dict)}") from error
+
+    def _keep(self, folder: Path, state_dict: dict[str, Tensor] | None) -> str:
+        """Write the run wherever there is room, unless a checkpoint holds its weights; says where they are."""
+        last = checkpoint.last_complete_checkpoint(folder)
+        resume = "make room and give --training.resume_from_checkpoint true."
+        if last is not None and last.name == f"checkpoint-{self.state.global_step}":
+            return f"The trained weights are in {last}; to end the run, {resume}"
+        go_on = "" if last is None else f" To go on from the last complete checkpoint, {last}, {resume}"
+        places = [folder.resolve().parent, Path.home(), Path(tempfile.gettempdir())]
+        if self.is_fsdp_enabled and state_dict is None:
+            places = []  # the parts of the other ranks are out of reach
+        for place in dict.fromkeys(places):
+            rescued = None
+            try:
+                rescued = tempfile.mkdtemp(prefix=f"{folder.name}-rescued-", dir=place)
+                self._write_run(rescued, state_dict)
+            except Exception:
+                if rescued is not None:
+                    shutil.rmtree(rescued, ignore_errors=True)
+            else:
+                return f"The model as trained up to step {self.state.global_step} is complete in {rescued}.{go_on}"
+        return f"It could not be written anywhere else either.{go_on}"
 
     def describe(self) -> dict[str, Any]:
         """What `pivotune.json` says."""
@@ -405,15 +482,20 @@ class PivotuneTrainer(Trainer):
         self._check_numbers(optimizer=True)
         # Older checkpoints go only when this one is complete on all ranks.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
+        folder = self._get_output_dir(trial=trial)
+        new = Path(folder, f"checkpoint-{self.state.global_step}")
+        with self._kept_elsewhere(new.name, new.parent, half=new):
+            try:
+                if self.args.should_save:
+                    checkpoint.check_space(new, self._bytes(optimizer=True))
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            folder = self._get_output_dir(trial=trial)
             new = Path(folder, f"checkpoint-{self.state.global_step}")
-            checkpoint.mark_complete(new, self.describe())
+            with self._kept_elsewhere(new.name, new.parent, half=new):
+                checkpoint.mark_complete(new, self.describe())
             checkpoint.remove_old_checkpoints(folder, limit, self.state.best_model_checkpoint, new)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -522,8 +604,22 @@ def train(config: RunConfig) -> Path:
         PivotuneError: an option, a file or a model that does not work, with the reason and the fix.
     """
     config.check()
+    _check_model(config)
     args = _arguments(config)
+    checkpoint.check_apart("output", config.output, config.model.path)
+    checkpoint.check_output("output", config.output)
     begun = resume.on_first_process(args, lambda: resume.find(args.resume_from_checkpoint, config.output))
+    if not args.should_save:
+        return _train(config, args, begun)
+    with locked("output", Path(config.output)):
+        checkpoint.claim("output", config.output)
+        try:
+            return _train(config, args, begun)
+        finally:
+            checkpoint.unclaim(config.output)
+
+
+def _train(config: RunConfig, args: TrainingArguments, begun: Path | None) -> Path:
     record = {} if begun is None else checkpoint.read_info(begun)
     info: dict[str, Any] = {
         "base_model": _resolved(config.model.path),
@@ -536,10 +632,8 @@ def train(config: RunConfig) -> Path:
         resume.compare(begun, record, {**info, **resume.options_record(config, args)})
     set_seed(args.seed)  # adapters and the Decision Maker start the same on every rank
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.model.path, revision=config.model.revision or "main")
-    except (OSError, ValueError) as error:
-        raise PivotuneError(f"model.path: no tokenizer in {config.model.path}: {error}") from error
+    tokenizer = checkpoint.open_tokenizer(config.model.path, config.model.revision)
+    fix_template_kwargs(tokenizer, config.data.chat_template_kwargs, "data.chat_template_kwargs")
     rows, report, style = _tokenised(config, "train", config.data.train, tokenizer)
     if config.method != "sft" and not report.pairs.total():
         raise PivotuneError(
@@ -565,6 +659,7 @@ def train(config: RunConfig) -> Path:
     if config.data.eval is not None and evaluates(args):
         eval_rows, _, _ = _tokenised(config, "eval", config.data.eval, tokenizer)
     model = _load_model(config)
+    _fit(config, model, tokenizer, report, rows, eval_rows)
     automatic = _automatic_layers(config)
     config, choice, layers = _with_layers(config, model, rows, args, record)
     method = build_method(config, model)
@@ -728,43 +823,111 @@ def _choose_layers(model: nn.Module, rows: datasets.Dataset, args: TrainingArgum
         model.to(home)
 
 
+def _check_model(config: RunConfig) -> None:
+    """What depends on the model's shape, tried on the model without its weights, before anything long begins."""
+    options = config.model
+    skeleton = checkpoint.open_skeleton(options.path, options.revision, attn_implementation=options.attn_implementation)
+    checkpoint.check_generation(options.path, options.revision)
+    quantised = getattr(skeleton.config, "quantization_config", None)
+    if quantised is not None and not config.lora.r:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+        raise PivotuneError(
+            f"model.path: the weights of {options.path} are quantised ({method}) and cannot be trained themselves. "
+            "Give the model that they were made from, or train adapters (lora.r)."
+        )
+    if config.lora.r:
+        skeleton = _with_adapters(skeleton, config.lora)
+    supervision = config.deep_supervision
+    if config.supervises:  # `auto` finds numbers later; any will do here
+        numbers: dict[str, Any] = dict.fromkeys(_automatic_layers(config), 1)
+        config = dataclasses.replace(config, deep_supervision=dataclasses.replace(supervision, **numbers))
+    method = build_method(config, skeleton)
+    best = str(config.training.metric_for_best_model or "loss").removeprefix("eval_")
+    check_choice("training.metric_for_best_model", best, ["loss", *method.weights])
+
+
 def _load_model(config: RunConfig) -> nn.Module:
     model = checkpoint.open_model(
         _resolved(config.model.path),
+        config.model.revision,
         dtype=config.model.dtype,
         attn_implementation=config.model.attn_implementation,
-        revision=config.model.revision or "main",
     )
-    try:  # saving refuses a contradictory generation configuration, and would do so after the training
-        model.generation_config.validate(strict=True)
-    except ValueError as error:
-        raise PivotuneError(f"model.path: generation_config.json of {config.model.path}: {error}") from error
+    if idle := checkpoint.repair_generation(model.generation_config, config.model.path):
+        logger.warning(
+            "model.path: generation_config.json of %s sets %s without effect (no sampling, no beams), which "
+            "transformers refuses to save. The run leaves it out.",
+            *(config.model.path, ", ".join(idle)),
+        )
     finite.check_finite(f"model.path: {config.model.path}", model.named_parameters())
-    if not config.lora.r:
-        return model
+    return _with_adapters(model, config.lora) if config.lora.r else model
+
+
+def _with_adapters(model: Any, options: LoraOptions) -> nn.Module:
     adapter = LoraConfig(
         task_type="CAUSAL_LM",
-        r=config.lora.r,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=config.lora.target_modules,
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=options.target_modules,
     )
-    layers = [name for name, parameter in model.named_parameters() if parameter.dim() == 2]
-    for wanted in [] if isinstance(config.lora.target_modules, str) else config.lora.target_modules:
+    layers = [name for name, one in model.named_parameters(remove_duplicate=False) if one.dim() == 2]
+    for wanted in [] if isinstance(options.target_modules, str) else options.target_modules:
         if not any(f".{layer}".endswith(f".{wanted}.weight") for layer in layers):
             found = ", ".join(sorted({layer.split(".")[-2] for layer in layers}))
             raise PivotuneError(f"lora.target_modules: no layer is named {wanted!r}; the model has {found}.")
     try:
-        return get_peft_model(model, adapter)
-    except ValueError as error:
+        adapted = get_peft_model(model, adapter)
+    except (ValueError, re.error) as error:
         raise PivotuneError(f"lora: {error}") from error
+    tables = {"embed_tokens": model.get_input_embeddings(), "lm_head": model.get_output_embeddings()}
+    if model.config.tie_word_embeddings and (
+        on := [name for name, one in tables.items() if hasattr(one, "base_layer")]
+    ):
+        raise PivotuneError(
+            f"lora.target_modules: names {' and '.join(on)}, but this model's input embeddings and output head are one "
+            "matrix (tie_word_embeddings), which an adapter of either would pull apart. Name other modules."
+        )
+    return adapted
+
+
+def _fit(config: RunConfig, model: nn.Module, tokenizer: Any, report: Report, *splits: datasets.Dataset | None) -> None:
+    """Make model and tokenizer fit each other and the data: vocabulary, padding, ends, context."""
+    columns = ("input_ids", "english_prompt_ids", "english_answer_ids")
+    used = (
+        token
+        for rows in splits
+        if rows is not None
+        for name in columns
+        for token in pc.unique(pc.list_flatten(rows.data.column(name))).to_pylist()
+    )
+    done = tokens.fit_vocabulary(model, tokenizer, used, config.model.path, adapters=config.lora.r > 0)
+    if done and config.training.process_index == 0:
+        print(f"{done}.", flush=True)
+    tokens.fit_padding(tokenizer, tokens.rows_of(model))
+    tokens.align(model, tokenizer, tokenizer.convert_tokens_to_ids(list(report.ends)))
+    for split, rows in zip(("train", "eval"), splits, strict=True):
+        if rows is not None:
+            target, *english = (pc.list_value_length(rows.data.column(name)) for name in columns)
+            lengths = [*target.to_pylist(), *pc.add(*english).drop_null().to_pylist()]
+            fix = "Lower data.max_length to it: longer answers are then cut and counted."
+            tokens.check_context(model, tokenizer, lengths, f"data.{split}, texts", fix)
 
 
 def _tokenised(config: RunConfig, split: str, source: Any, tokenizer: Any) -> tuple[datasets.Dataset, Report, str]:
     """The rows, what was kept, and the prompts' style."""
     data = config.data
-    examples, report = read_examples(source, on_bad=data.on_bad, languages=data.languages)
-    rows, kept = tokenize_examples(examples, tokenizer, data.style, data.max_length, data.overlong)
+    thinks = config.supervises and config.deep_supervision.english_thinking == "logits"
+    examples, report = read_examples(
+        source,
+        on_bad=data.on_bad,
+        english_answer_for="deep_supervision.english_thinking: logits" if thinks else None,
+        languages=data.languages,
+        language=data.language,
+        columns=data.columns,
+    )
+    rows, kept = tokenize_examples(examples, tokenizer, data.style, data.max_length, data.overlong, data.on_bad)
+    kept.take_notes(report)
     if config.training.process_index == 0:
         if report.skipped:
             print(f"data.{split}, read: {report}")
@@ -780,5 +943,6 @@ def _style_of(examples: Iterable[ParallelExample], tokenizer: Any, style: str) -
 
 
 def _resolved(path: str) -> str:
-    """Folders by their absolute path, so that an adapter finds its base model from anywhere; hub names as they are."""
-    return str(Path(path).resolve()) if Path(path).is_dir() else path
+    """Folders and files by their absolute path, so that an adapter finds its base model from anywhere; hub names as
+    they are."""
+    return str(Path(path).resolve()) if Path(path).exists() else path

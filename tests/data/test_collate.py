@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pivotune.data import ParallelCollator, ParallelExample, Text, tokenize_examples
-from pivotune.errors import PivotuneError
+from pivotune.data.collate import padding_id
 from tests.data.tiny_tokenizers import byte_level
 
 IDS = st.lists(st.integers(1, 50), min_size=2, max_size=9)
@@ -91,8 +90,11 @@ def test_padding_token() -> None:
     tokenizer.pad_token = "<s>"
     assert ParallelCollator.for_tokenizer(tokenizer) == ParallelCollator(tokenizer.bos_token_id)
     tokenizer.pad_token = tokenizer.eos_token = None
-    with pytest.raises(PivotuneError, match=r"pad_token and eos_token are None; set tokenizer\.eos_token"):
-        ParallelCollator.for_tokenizer(tokenizer)
+    assert ParallelCollator.for_tokenizer(tokenizer) == ParallelCollator(0), "the mask hides it, whatever it is"
+    tokenizer.eos_token = "</s>"
+    tokenizer.add_special_tokens({"pad_token": "<new>"})
+    assert padding_id(tokenizer) == len(tokenizer) - 1
+    assert padding_id(tokenizer, len(tokenizer) - 1) == tokenizer.eos_token_id, "one that the table has a row for"
 
 
 def test_padding_with_eos_hides_no_answer_token() -> None:

@@ -6,8 +6,11 @@ import copy
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pivotune.data import DataError, ParallelExample, Text, Turn
+from pivotune.data.examples import check_columns
 from pivotune.errors import PivotuneError
 
 INSTRUCTION: dict[str, Any] = {
@@ -122,22 +125,65 @@ BAD: dict[str, tuple[Any, str, list[str]]] = {
         "unknown field",
         ["'english.ouput'", "'fine'", "did you mean 'english.output'?"],
     ),
-    "field of no layout": (changed(INSTRUCTION, zzz=3), "unknown field", ["'zzz'", "3", "remove it", "'instruction'"]),
+    "field that changes what is asked": (
+        changed(INSTRUCTION, history=[["你好", "你好！"]]),
+        "unknown field",
+        ["'history'", "changes what is asked", "'messages'", "data.columns: {history: null}"],
+    ),
     "misspelt key of a turn": (
         changed(MESSAGES, messages=[{"rol": "user", "content": "x"}]),
         "unknown field",
         ["'messages[0].rol'", "did you mean 'messages[0].role'?"],
     ),
     "no layout": ({"id": 1, "language": "zh"}, "missing field", ["'id', 'language'", "instruction/input/output"]),
+    "no layout but two texts": (
+        {"language": "zh", "frage": "问", "antwort": "答", "n": 3},
+        "missing field",
+        ["'frage', 'antwort'", "data.columns: {frage: instruction, antwort: output}"],
+    ),
     "two layouts": (changed(INSTRUCTION, prompt="x"), "mixed layouts", ["'instruction' and 'prompt'", "keep one"]),
+    "a prompt and a response": (
+        {"language": "vi", "prompt": "Xin", "response": "chào"},
+        "mixed layouts",
+        ["'response' and 'prompt'", "data.columns: {prompt: instruction}", "{response: completion}"],
+    ),
+    "two names of one field": (
+        changed(INSTRUCTION, question="问"),
+        "mixed layouts",
+        ["'instruction' and 'question'", "two names", "data.columns: {question: null}"],
+    ),
+    "two English sides": (
+        changed(INSTRUCTION, instruction_en="Hi"),
+        "mixed layouts",
+        ["'english.instruction' and 'instruction_en'"],
+    ),
     "English in another layout": (
         changed(INSTRUCTION, english=PROMPT["english"]),
-        "unknown field",
-        ["'english.prompt'", "'english.instruction'"],
+        "mixed layouts",
+        ["'english.prompt'", "instruction, input, output"],
     ),
-    "no language": (without(INSTRUCTION, "language"), "missing field", ["'language'", "zh, vi, ar or en"]),
-    "language by name": (changed(INSTRUCTION, language="Chinese"), "wrong language", ["'Chinese'", "BCP-47"]),
-    "language with underscore": (changed(INSTRUCTION, language="zh_CN"), "wrong language", ["'zh_CN'", "BCP-47"]),
+    "an input and no question": (
+        {"language": "vi", "input": "Xin", "output": "chào"},
+        "missing field",
+        ["'instruction' is missing", "'input', 'output'", "data.columns"],
+    ),
+    "no language": (
+        without(INSTRUCTION, "language"),
+        "missing field",
+        ["'language'", "zh, vi, ar or en", "data.language"],
+    ),
+    "language misspelt": (
+        changed(INSTRUCTION, language="Chineese"),
+        "wrong language",
+        ["'Chineese'", "did you mean 'zh' (Chinese)?", "BCP-47"],
+    ),
+    "language by country": (changed(INSTRUCTION, language="cn"), "wrong language", ["did you mean 'zh' (Chinese)?"]),
+    "Norwegian of YAML": (changed(INSTRUCTION, language=False), "wrong language", ["is False", '"no"', "YAML"]),
+    "two languages": (
+        changed(INSTRUCTION, language_code="vie"),
+        "wrong language",
+        ["'language_code' is 'vie', but 'language' is 'zh'", "data.columns: {language: null}"],
+    ),
     "language no string": (changed(INSTRUCTION, language=3), "wrong language", ["'language' is 3", "BCP-47"]),
     "text in another language": (
         changed(INSTRUCTION, instruction="Translate", input="", output="fine"),
@@ -155,12 +201,11 @@ BAD: dict[str, tuple[Any, str, list[str]]] = {
     "empty question": (changed(INSTRUCTION, instruction=" "), "empty question", ["'instruction' is ' '", "fill it"]),
     "empty answer": (changed(INSTRUCTION, output=""), "empty answer", ["'output' is ''", "fill it, or remove"]),
     "blank answer": (changed(PROMPT, completion="\n"), "empty answer", ["'completion' is '\\n'"]),
-    "half an English side": (
-        changed(INSTRUCTION, english={"instruction": "Hi"}),
+    "English answer without its question": (
+        changed(INSTRUCTION, english={"output": "Hi"}),
         "missing English",
-        ["'english.output' is missing", "add it"],
+        ["'english.instruction' is missing", "add it"],
     ),
-    "empty English answer": (changed(INSTRUCTION, english__output=""), "empty answer", ["'english.output' is ''"]),
     "English no object": (changed(INSTRUCTION, english="fine"), "wrong type", ["'english' is 'fine' (str)", "object"]),
     "English of an English row": (
         changed(INSTRUCTION, language="en-GB"),
@@ -173,7 +218,17 @@ BAD: dict[str, tuple[Any, str, list[str]]] = {
         "wrong type",
         ["'english.instruction' is nan (float)"],
     ),
-    "number for a text": (changed(INSTRUCTION, output=5), "wrong type", ["'output' is 5 (int)", "give a string"]),
+    "truth for a text": (changed(INSTRUCTION, output=True), "wrong type", ["'output' is True (bool)", '"yes"']),
+    "several answers": (
+        changed(INSTRUCTION, output=["a"]),
+        "wrong type",
+        ["'output' is ['a'] (list)", "the one answer"],
+    ),
+    "object for a text": (
+        changed(INSTRUCTION, output={"text": "a"}),
+        "wrong type",
+        ["'output' is {'text': 'a'} (dict)", "data.columns: {output.text: ...}"],
+    ),
     "list for an id": (changed(INSTRUCTION, id=[1]), "wrong type", ["'id' is [1] (list)", "whole number"]),
     "NaN for an id": (changed(INSTRUCTION, id=float("nan")), "wrong type", ["'id' is nan (float)"]),
     "bool for an id": (changed(INSTRUCTION, id=True), "wrong type", ["'id' is True (bool)"]),
@@ -189,11 +244,22 @@ BAD: dict[str, tuple[Any, str, list[str]]] = {
         "missing field",
         ["'messages[0].content' is missing"],
     ),
-    "content in parts": (
-        changed(MESSAGES, messages=turns(("user", [{"type": "text"}]), ("assistant", "x"))),
+    "an image": (
+        changed(MESSAGES, messages=turns(("user", [{"type": "image_url", "image_url": "x"}]), ("assistant", "x"))),
         "wrong type",
-        ["'messages[0].content'", "(list)", "a string"],
+        ["'messages[0].content[0]'", "image_url", "{type: text, text: ...}"],
     ),
+    "tool call": (
+        changed(MESSAGES, messages=[{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]),
+        "tool call",
+        ["'messages[0].tool_calls'", "on_bad: skip"],
+    ),
+    "answer of weight 0": (
+        changed(MESSAGES, messages=[*turns(("user", "x")), {"role": "assistant", "content": "y", "weight": 0}]),
+        "nothing to learn",
+        ["'messages[1].weight' is 0"],
+    ),
+    "two system prompts": (changed(MESSAGES, system="x"), "mixed layouts", ["'system'", "{system: null}"]),
     "unknown role": (
         changed(MESSAGES, messages=turns(("tool", "x"), ("assistant", "y"))),
         "wrong role",
@@ -206,9 +272,9 @@ BAD: dict[str, tuple[Any, str, list[str]]] = {
     ),
     "no turn": (changed(MESSAGES, messages=[]), "wrong turns", ["holds the roles nothing"]),
     "empty answering turn": (
-        changed(MESSAGES, english__messages=turns(("user", "Hi"), ("assistant", " "))),
+        changed(MESSAGES, messages=turns(("user", "Hi"), ("assistant", " "))),
         "empty answer",
-        ["'english.messages[1].content' is ' '"],
+        ["'messages[1].content' is ' '"],
     ),
     "empty asking turn": (
         changed(MESSAGES, messages=turns(("system", "s"), ("user", ""), ("assistant", "y"))),
@@ -234,5 +300,172 @@ def test_bad_row(case: str) -> None:
 
 def test_long_values_are_shortened_in_messages() -> None:
     with pytest.raises(DataError) as caught:
-        ParallelExample.from_dict(changed(INSTRUCTION, zzz="x" * 5000), WHERE)
+        ParallelExample.from_dict(changed(INSTRUCTION, outputt="x" * 5000), WHERE)
     assert len(str(caught.value)) < 500
+
+
+# Shapes that published data have --------------------------------------------------------------------------------------
+
+SIDES = {"language": "zh", "instruction": "问", "output": "答"}
+ENGLISH = {"instruction": "Ask", "output": "Answer"}
+SHAPES: dict[str, dict[str, Any]] = {
+    "CC-Tuning": {**SIDES, "instruction_en": "Ask", "output_en": "Answer"},
+    "English first": {**SIDES, "english_instruction": "Ask", "en_output": "Answer"},
+    "flattened": {**SIDES, "english.instruction": "Ask", "english.output": "Answer"},
+    "question and answer": {
+        "lang": "zh",
+        "question": "问",
+        "answer": "答",
+        "english": {"query": "Ask", "answer": "Answer"},
+    },
+    "query and response": {
+        "language": "zh",
+        "query": "问",
+        "response": "答",
+        "query_en": "Ask",
+        "response-en": "Answer",
+    },
+    "Aya": {
+        **{"language": "Simplified Chinese", "language_code": "zho", "inputs": "问", "targets": "答"},
+        **{"inputs_eng": "Ask", "targets_eng": "Answer", "annotation_type": "original", "user_id": "u"},
+    },
+    "exported by pandas": {**SIDES, "Unnamed: 0": 3, "__index_level_0__": 3, "input": None, "english": ENGLISH},
+    "metadata": {**SIDES, "source": "web", "score": 0.5, "idx": 1, "prompt_id": "p", "history": [], "english": ENGLISH},
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_published_shapes(name: str) -> None:
+    example = ParallelExample.from_dict(SHAPES[name], WHERE)
+    assert (example.language, example.text) == ("zh", Text(instruction="问", answer="答"))
+    assert example.english == Text(instruction="Ask", answer="Answer")
+
+
+def conversation(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": conversation("问", "答"), "conversations_en": conversation("Ask", "Answer")},
+        {
+            "conversation": turns(("user", "问"), ("assistant", "答")),
+            "english": {"conversations": conversation("Ask", "Answer")},
+        },
+        {
+            "messages": turns(("Human", [{"type": "text", "text": "问"}]), ("model", ["答"])),
+            "english": {"messages": turns(("user", "Ask"), ("assistant", "Answer"))},
+        },
+        {
+            "messages": [
+                {"role": "user", "content": "问", "name": "Li", "weight": 0},
+                {"role": "assistant", "content": "答", "weight": 1, "tool_calls": None, "function_call": []},
+            ],
+            "messages_en": conversation("Ask", "Answer"),
+        },
+    ],
+)
+def test_conversations(row: dict[str, Any]) -> None:
+    example = ParallelExample.from_dict({"language": "zh", **row}, WHERE)
+    assert example.text == Text(instruction="问", answer="答")
+    assert example.english == Text(instruction="Ask", answer="Answer")
+
+
+@pytest.mark.parametrize("field", ["system", "system_prompt"])
+def test_a_system_prompt_is_the_first_turn(field: str) -> None:
+    for row in (SIDES, {"language": "zh", "conversations": conversation("问", "答")}):
+        example = ParallelExample.from_dict({**row, field: "简短。"}, WHERE)
+        assert example.text == Text(instruction="问", answer="答", context=(Turn("system", "简短。"),))
+        assert ParallelExample.from_dict({**row, field: ""}, WHERE).text.context == ()
+
+
+@pytest.mark.parametrize(
+    ("row", "notes"),
+    [
+        (
+            {**SIDES, "Unnamed: 0": 1, "score": 2},
+            ["a field 'Unnamed: 0' that was not read", "a field 'score' that was not read"],
+        ),
+        ({**SIDES, "Unnamed: 0": None}, []),
+        ({**SIDES, "output": 42}, ["a number in 'output', read as text"]),
+        ({**SIDES, "language": "zho_Hans"}, ["language 'zho_Hans', read as 'zh'"]),
+        ({**SIDES, "instruction_en": "Ask"}, ["an English side without an answer"]),
+        ({**SIDES, "instruction_en": "", "output_en": " "}, ["an empty English side, read as none"]),
+        (
+            {"language": "zh", "messages": turns(*[("user", "问"), ("assistant", "答")] * 2)},
+            ["earlier answers, read as context: only the last answer is learned"],
+        ),
+        (
+            {
+                "language": "zh",
+                "messages": [{"role": "user", "content": "问", "name": "x"}, *turns(("assistant", "答"))],
+            },
+            ["a field 'messages.name' that was not read"],
+        ),
+        (
+            {"language": "en", "question": "a", "answer": "b", "question_en": "a"},
+            ["'question_en' that repeats an English row, not read"],
+        ),
+    ],
+)
+def test_what_is_not_read_is_said(row: dict[str, Any], notes: list[str]) -> None:
+    said: list[str] = []
+    ParallelExample.from_dict(row, WHERE, notes=said)
+    assert said == notes
+
+
+@pytest.mark.parametrize(("value", "text"), [(42, "42"), (-0.5, "-0.5"), (0, "0"), (10**20, str(10**20))])
+def test_a_number_is_its_text(value: float, text: str) -> None:
+    row = {**SIDES, "output": value, "instruction_en": value}
+    example = ParallelExample.from_dict(row, WHERE)
+    assert example.text.answer == text and example.english is not None and example.english.question == text
+
+
+def test_columns_by_the_names_of_the_file() -> None:
+    row = {"frage": "问", "t": {"antwort": "答", "rest": 1}, "auf_englisch": "Ask", "ouput": "x", "lingua": "cmn"}
+    columns = {"frage": "instruction", "t.antwort": "output", "auf_englisch": "english.instruction", "ouput": None}
+    example = ParallelExample.from_dict(row, WHERE, columns=columns | {"lingua": "language"})
+    assert (example.text, example.language) == (Text(instruction="问", answer="答"), "zh")
+    assert example.english == Text(instruction="Ask")
+    with pytest.raises(DataError, match="'frage' is to be 'instruction', which the row has too"):
+        ParallelExample.from_dict({**row, "instruction": "x"}, WHERE, columns=columns)
+    swapped = ParallelExample.from_dict(SIDES, WHERE, columns={"instruction": "output", "output": "instruction"})
+    assert swapped.text == Text(instruction="答", answer="问")
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"instruction": "frage"}, ["data.columns", "{instruction: frage}", "left side is the name in the file"]),
+        ({"frage": "instructoin"}, ["did you mean 'instruction'?"]),
+        ({"a": "english.ouput"}, ["did you mean 'english.output'?"]),
+        ({"a": "zzz"}, ["choose among instruction", "null"]),
+    ],
+)
+def test_wrong_columns(columns: dict[str, str], words: list[str]) -> None:
+    with pytest.raises(PivotuneError) as caught:
+        check_columns("data.columns", columns)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_language_for_rows_without_one() -> None:
+    row = without(SIDES, "language")
+    assert ParallelExample.from_dict(row, WHERE, language="zh").language == "zh"
+    assert ParallelExample.from_dict({**row, "language": None}, WHERE, language="zh").language == "zh"
+    assert ParallelExample.from_dict({**row, "lang": "ja"}, WHERE, language="zh").language == "ja"
+
+
+@given(st.sampled_from(sorted(SHAPES)), st.dictionaries(st.text(max_size=8), st.none() | st.integers() | st.text()))
+def test_no_row_is_read_in_silence(name: str, more: dict[str, Any]) -> None:
+    """Whatever else a row holds: it is the same example and says what it left out, or a DataError."""
+    row = {**SHAPES[name], **{key: value for key, value in more.items() if key not in SHAPES[name]}}
+    notes: list[str] = []
+    try:
+        example = ParallelExample.from_dict(row, WHERE, notes=notes)
+    except DataError:
+        return
+    added = [key for key in more if key not in SHAPES[name] and more[key] is not None and key != "id"]
+    assert example.text.question.startswith("问")
+    for key in added:
+        assert f"a field '{key}' that was not read" in notes or key in ("input", "context", "system")

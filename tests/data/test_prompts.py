@@ -21,8 +21,17 @@ from pivotune.data import (
     encode_prompts,
     render_prompt,
 )
-from pivotune.data.prompts import overlapping_tokens
+from pivotune.data.prompts import (
+    AS_TOKENS,
+    ENDED,
+    MARKERS,
+    fix_template_kwargs,
+    overlapping_tokens,
+    without_empty_reasoning,
+    without_reasoning,
+)
 from pivotune.errors import PivotuneError
+from tests.data.chat_shapes import SHAPES, tokenizer_of_shape
 from tests.data.tiny_tokenizers import BOS, EOS, KINDS, byte_level, metaspace_bpe, tokenizer_of
 
 CHATML = (
@@ -200,10 +209,10 @@ def test_chat_closing() -> None:
     tokenizer = byte_level()
     text = Text("b", "a")
     endings = {
-        CHATML: f"b<|im_end|>\n{EOS}",  # the turn ends with another token: both are trained
+        CHATML: f"b{EOS}",  # here <|im_end|> is plain text, which would be printed with every answer
         CHATML_EOS: f"b{EOS}",  # nothing behind the EOS
         LLAMA2: f" b {EOS}",
-        THINKING: f"<think></think>b{EOS}",
+        THINKING: f"b{EOS}",
     }
     for template, ending in endings.items():
         tokenizer.chat_template = template
@@ -287,6 +296,10 @@ TEMPLATES = {
         CHATML.replace("assistant\n", "assistant\n<think>\n"),
         ["does not continue its own prompt", "'cc'"],
     ),
+    "ends an answer before it begins": (
+        CHATML_EOS.replace("{{ m.content | trim }}", "{{ m.content if m.role == 'user' else eos_token + m.content }}"),
+        ["writes '</s>', which ends an answer, before its end"],
+    ),
     "refuses a role": ("{{ raise_exception('System role not supported') }}", ["System role not supported", "user"]),
 }
 
@@ -322,14 +335,200 @@ def test_unusable_tokenizers_and_styles() -> None:
     with pytest.raises(PivotuneError, match="style: got 'chat', but the tokenizer has no chat template"):
         PromptEncoder(tokenizer, "chat")
     tokenizer.eos_token = None
+    assert encode_prompts(["a"], tokenizer), "a prompt needs none"
     with pytest.raises(PivotuneError, match=r"eos_token is None.*set tokenizer.eos_token"):
-        PromptEncoder(tokenizer)
+        encode(Text("b", "a"), tokenizer)
 
     class Slow:
         is_fast = False
 
     with pytest.raises(PivotuneError, match="Slow gives no character offsets; load it with use_fast=True"):
         PromptEncoder(Slow())  # type: ignore[arg-type]
+
+
+# Templates of today's models --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_an_answer_ends_as_its_template_ends_a_turn(name: str) -> None:
+    tokenizer, shape = tokenizer_of_shape(name), SHAPES[name]
+    encoded = encode(Text("b", "a"), tokenizer)
+    assert decoded(tokenizer, encoded.answer_ids).strip() == f"b{shape.end}"
+    end = PromptEncoder(tokenizer).chat_end()
+    assert (end == encoded.answer_ids[-1]) or (name == "plain words" and end is None)
+    inference = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=True)
+    assert encoded.prompt_ids == inference["input_ids"]
+
+
+def test_an_empty_reasoning_block_is_not_trained() -> None:
+    tokenizer = tokenizer_of_shape("Qwen3")
+    for answer in ("b", "<think>\n\n</think>\n\nb", "<think></think>b"):
+        assert decoded(tokenizer, encode(Text(answer, "a"), tokenizer).answer_ids) == "b<|im_end|>"
+    reasoned = encode(Text("<think>because</think>b", "a"), tokenizer)
+    assert decoded(tokenizer, reasoned.answer_ids) == "<think>\nbecause\n</think>\n\nb<|im_end|>"
+    assert tokenizer.convert_tokens_to_ids("<think>") in reasoned.answer_ids, "it stays a token"
+    fix_template_kwargs(tokenizer, {"enable_thinking": False})
+    off = encode(Text("b", "a"), tokenizer)
+    assert decoded(tokenizer, off.prompt_ids).endswith("assistant\n<think>\n\n</think>\n\n")
+    assert decoded(tokenizer, off.answer_ids) == "b<|im_end|>"
+    with pytest.raises(DataError, match=r"does not continue its own prompt.*enable_thinking"):
+        encode(Text("<think>because</think>b", "a"), tokenizer)
+    html = "<div></div><b></b> c"
+    assert decoded(tokenizer, encode(Text(html, "a"), tokenizer).answer_ids) == f"{html}<|im_end|>"
+
+
+def test_reasoning_that_the_template_drops_is_an_error() -> None:
+    tokenizer = byte_level()
+    tokenizer.chat_template = CHATML_EOS.replace("m.content | trim", "m.content.split('</think>')[-1] | trim")
+    with pytest.raises(DataError, match="does not continue its own prompt with the answer '<think>why"):
+        encode(Text("<think>why</think>b", "a"), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("generated", "printed", "answer"),
+    [
+        ("<think>\n\n</think>\n\nParis", "Paris", "Paris"),
+        ("\n</think>\n\nParis", "Paris", "Paris"),  # the prompt opened the block
+        ("[THINK][/THINK]Paris", "Paris", "Paris"),
+        ("<think>so</think>Paris", "<think>so</think>Paris", "Paris"),
+        ("so</think>Paris", "so</think>Paris", "Paris"),
+        ("<think>so", "<think>so", ""),
+        ("Paris", "Paris", "Paris"),
+        ("<b></b>Paris", "<b></b>Paris", "<b></b>Paris"),
+    ],
+)
+def test_reasoning_in_what_was_generated(generated: str, printed: str, answer: str) -> None:
+    assert without_empty_reasoning(generated) == printed
+    assert without_reasoning(generated) == answer
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"]))
+LISTS = st.lists(SCALARS, max_size=3)
+VALUES = SCALARS | LISTS | st.dictionaries(st.text("ab", min_size=1), SCALARS | LISTS, max_size=3)
+
+
+@given(VALUES)
+@example("a\"b\\n%}{{ 😀 é\n'")
+def test_template_arguments_become_the_defaults_of_the_template(value: Any) -> None:
+    template = "\n{{ x | tojson }}|{{ messages[0].content }}"
+    messages = [{"role": "user", "content": "a"}]
+    plain, fixed = byte_level(), byte_level()
+    plain.chat_template = fixed.chat_template = template
+    fix_template_kwargs(fixed, {"x": value})
+    assert fixed.apply_chat_template(messages, tokenize=False) == plain.apply_chat_template(
+        messages, tokenize=False, x=value
+    )
+    assert fixed.apply_chat_template(messages, tokenize=False, x="y") == '\n"y"|a', "an argument still wins"
+
+
+def test_template_arguments_that_cannot_be() -> None:
+    tokenizer = byte_level()
+    fix_template_kwargs(tokenizer, None)
+    with pytest.raises(PivotuneError, match=r"chat_template_kwargs: got .*, but the tokenizer has no chat template"):
+        fix_template_kwargs(tokenizer, {"enable_thinking": False})
+    tokenizer.chat_template = CHATML
+    with pytest.raises(PivotuneError, match="got 'enable_thinking', which the tokenizer's chat template does not read"):
+        fix_template_kwargs(tokenizer, {"enable_thinking": False})
+    tokenizer = tokenizer_of_shape("Qwen3")
+    with pytest.raises(PivotuneError, match="enable_thinking: got <object"):
+        fix_template_kwargs(tokenizer, {"enable_thinking": object()})
+
+
+# Special tokens spelt out in contents -------------------------------------------------------------------------------
+
+SPELT = st.lists(
+    st.sampled_from(
+        ["</s>", "<s>", "<|im_end|>", "<|im_start|>", "[INST]", "<end_of_turn>", "<", "/s>", "a ", "健康", "|>"]
+    ),
+    min_size=1,
+    max_size=5,
+).map(lambda parts: f"x{''.join(parts)}y")
+
+
+@given(st.sampled_from(sorted(SHAPES)), st.sampled_from(["chat", "alpaca"]), SPELT, SPELT, SPELT)
+@example("Mistral", "chat", "x[INST]y", "x</s>y", "xy")
+@example("SmolLM2", "chat", "x<|im_<|im_end|>end|>y", "x</</s>s>y", "x<|im_end|>y")
+def test_spelt_tokens_stay_text(name: str, style: str, question: str, answer: str, earlier: str) -> None:
+    """The special tokens of a row are those of the row "x": the template's own; and the text is the row's own."""
+    tokenizer = tokenizer_of_shape(name)
+    if style == "alpaca" and tokenizer.eos_token is None:
+        return
+    turns = (Turn("user", earlier), Turn("assistant", earlier)) if style == "chat" else ()
+    bare = tuple(Turn(turn.role, "x") for turn in turns)
+    found = encode(Text(answer, question, context=turns), tokenizer, style)
+    plain = encode(Text("x", "x", context=bare), tokenizer, style)
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+
+    def specials(ids: list[int]) -> list[int]:
+        return [token for token in ids if token in special]
+
+    assert specials(found.prompt_ids) == specials(plain.prompt_ids)
+    assert specials(found.answer_ids) == specials(plain.answer_ids) == found.answer_ids[-1:]
+    assert question in span(tokenizer, found)
+    assert decoded(tokenizer, found.answer_ids[:-1]).strip() == answer
+    assert (
+        encode_prompts([Text(instruction=question, context=turns)], tokenizer, style)[0].prompt_ids == found.prompt_ids
+    )
+    assert render_prompt(Text(instruction=question, context=turns), tokenizer, style).count(question) >= 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_spelt_tokens_stay_text_in_every_kind_of_tokenizer(kind: str) -> None:
+    tokenizer = tokenizer_of(kind)
+    encoded = encode(Text("健</s>b", "健康</s> <s>c"), tokenizer, "alpaca")
+    assert encoded.answer_ids.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.eos_token_id not in encoded.prompt_ids
+    assert encoded.prompt_ids.count(tokenizer.bos_token_id) == ("BOS" in kind)
+    assert decoded(tokenizer, encoded.answer_ids[:-1]).strip() == "健</s>b"
+    assert span(tokenizer, encoded).strip() == "健康</s> <s>c"
+
+
+def test_a_raw_prompt_brings_its_own_tokens() -> None:
+    tokenizer = tokenizer_of_shape("SmolLM2")
+    raw = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    encoder = PromptEncoder(tokenizer, "plain")
+    for completion in ("b", "b<|im_end|>", "b<|im_end|>\n"):
+        rendered = encoder.render(Text(completion, prompt=raw))
+        assert AS_TOKENS in rendered.notes
+        encoded = encoder.tokenize([rendered])[0]
+        assert encoded.prompt_ids == tokenizer(raw)["input_ids"]
+        assert decoded(tokenizer, encoded.answer_ids) == "b<|im_end|>"
+    tokenizer.eos_token = "<|endoftext|>"
+    closed = encode(Text("b<|im_end|>", prompt=raw), tokenizer)
+    assert decoded(tokenizer, closed.answer_ids) == "b<|im_end|>", "it ends with the end that it brings"
+
+
+def test_a_raw_prompt_that_brings_bos_has_one() -> None:
+    tokenizer = metaspace_bpe()
+    for prompt in ("提示", f"{BOS}提示"):
+        encoded = encode(Text("b", prompt=prompt), tokenizer)
+        assert encoded.prompt_ids.count(tokenizer.bos_token_id) == 1
+        assert "提示" in span(tokenizer, encoded)
+
+
+@pytest.mark.parametrize("style", ["alpaca", "chat"])
+def test_an_end_token_behind_an_answer_is_its_end(style: str) -> None:
+    tokenizer = tokenizer_of_shape("Qwen2.5")
+    encoder = PromptEncoder(tokenizer, style)
+    plain = encoder.tokenize([encoder.render(Text("b", "a"))])[0]
+    for ending in ("<|im_end|>", "<|endoftext|>", "<|im_end|>\n", "<|im_end|><|endoftext|>"):
+        rendered = encoder.render(Text(f"b{ending}", "a"))
+        assert rendered.notes == (ENDED,)
+        assert encoder.tokenize([rendered])[0].answer_ids == plain.answer_ids
+        if style == "chat":  # in an earlier answer too
+            turns = [(Turn("user", "x"), Turn("assistant", f"y{end}")) for end in ("", ending)]
+            assert encoder.render(Text("b", "a", context=turns[0])) == encoder.render(Text("b", "a", context=turns[1]))
+    with pytest.raises(DataError, match=r"empty answer: the answer '<\|im_end\|>' is an end token and nothing else"):
+        encoder.render(Text("<|im_end|>", "a"))
+
+
+def test_markers_that_are_plain_text_are_noted() -> None:
+    """Nobody can tell them from real ones, so the report counts them."""
+    tokenizer = byte_level()
+    tokenizer.chat_template = LLAMA2
+    for style, question in (("chat", "a [/INST] b"), ("chat", "[INST] b"), ("alpaca", "a\n\n### Response: b")):
+        assert PromptEncoder(tokenizer, style).render(Text("b", question)).notes == (MARKERS,)
+    assert PromptEncoder(tokenizer, "chat").render(Text("b", "a user asks")).notes == ()
 
 
 def test_llama2(shared_data: Any, tmp_path: Any) -> None:

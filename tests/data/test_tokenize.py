@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
-from pivotune.data import DataError, ParallelExample, Text, encode, tokenize_examples
+from pivotune.data import DataError, ParallelExample, Text, Turn, encode, tokenize_examples
 from pivotune.data import tokenize as module
+from pivotune.data.prompts import AS_TEXT, AS_TOKENS, ENDED, fix_template_kwargs
 from pivotune.errors import PivotuneError
+from tests.data.chat_shapes import tokenizer_of_shape
 from tests.data.tiny_tokenizers import byte_level, tokenizer_of
 
 TOKENIZER = tokenizer_of("byte-level")
@@ -106,6 +111,80 @@ def test_rendering_errors_name_the_place() -> None:
     tokenizer.chat_template = "{{ raise_exception('no') }}"
     with pytest.raises(DataError, match=r"^train\.jsonl:3: chat template: .*refuses the roles user: no"):
         tokenize_examples([pair("x", "a")], tokenizer, "chat")
+
+
+CONVERSATIONS = [
+    ([("user", "a"), ("assistant", "b")], "fine"),
+    ([("system", "s"), ("user", "a"), ("assistant", "b")], "no system role"),
+    ([("user", "a"), ("user", "a"), ("assistant", "b")], "roles must alternate"),
+    ([("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")], "fine"),
+]
+
+
+def conversations() -> list[ParallelExample]:
+    return [
+        ParallelExample.from_dict(
+            {"language": "en", "messages": [{"role": role, "content": content} for role, content in turns]},
+            f"f:{number}",
+        )
+        for number, (turns, _) in enumerate(CONVERSATIONS)
+    ]
+
+
+def test_rows_that_the_template_refuses_can_be_skipped() -> None:
+    tokenizer = tokenizer_of_shape("Gemma")
+    with pytest.raises(DataError, match=r"^f:1: chat template: .*System role not supported.*on_bad: skip"):
+        tokenize_examples(conversations(), tokenizer)
+    dataset, report = tokenize_examples(conversations(), tokenizer, on_bad="skip")
+    assert dataset["id"][:] == ["0", "3"]
+    assert report.skipped == {"chat template": 2} and report.places["chat template"] == ["f:1", "f:2"]
+    assert report.ends == {"<end_of_turn>": 2}
+    assert "skipped, chat template: 2 (f:1, f:2)" in str(report)
+
+
+def test_a_bad_english_side_takes_the_whole_pair() -> None:
+    tokenizer = tokenizer_of_shape("Gemma")
+    pairs = [
+        ParallelExample(
+            str(n), "zh", Text("答", "问"), Text("a", "q", context=(Turn("system", "s"),) * n), where=f"f:{n}"
+        )
+        for n in range(2)
+    ]
+    dataset, report = tokenize_examples(pairs, tokenizer, on_bad="skip")
+    assert dataset["id"][:] == ["0"] and report.skipped == {"chat template": 1} and report.pairs == {"zh": 1}
+    with pytest.raises(DataError, match=r"^f:1: turns without a place"):
+        tokenize_examples(pairs, tokenizer, "alpaca")
+    assert tokenize_examples(pairs, tokenizer, "alpaca", on_bad="skip")[1].skipped == {"turns without a place": 1}
+
+
+def test_a_question_without_tokens_can_be_skipped() -> None:
+    tokenizer = byte_level()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200d", "")
+    dataset, report = tokenize_examples([pair("x", "a"), pair("\u200d", "a")], tokenizer, on_bad="skip")
+    assert len(dataset) == 1 and report.skipped == {"empty question": 1}
+    with pytest.raises(PivotuneError, match="on_bad: got 'drop'"):
+        tokenize_examples([pair("x", "a")], tokenizer, on_bad="drop")
+
+
+def test_the_report_counts_what_was_found_in_the_texts() -> None:
+    rows = [pair("x", "a"), pair("</s>x", "a"), pair("x", "a</s>"), pair("x", "a</s>b")]
+    _, report = tokenize_examples(rows, TOKENIZER)
+    assert report.notes == {AS_TOKENS: 2, ENDED: 1}
+    assert f"rows with {AS_TOKENS}: 2 (train.jsonl:3, train.jsonl:3)" in str(report)
+    assert report.ends == {"</s>": 8} and "answers end with </s> (8)" in str(report)
+    asked = [replace(row, text=Text(row.text.answer, row.text.question)) for row in rows]
+    assert tokenize_examples(asked, TOKENIZER)[1].notes == {AS_TEXT: 2, ENDED: 1}
+
+
+def test_a_date_in_every_prompt_is_said() -> None:
+    tokenizer = tokenizer_of_shape("Llama-3")
+    _, report = tokenize_examples(conversations()[:1], tokenizer)
+    assert "today's date" in str(report)
+    assert "today's date" not in str(tokenize_examples([pair("x", "a")], tokenizer)[1]), "these rows are plain"
+    fix_template_kwargs(tokenizer, {"date_string": "26 Jul 2024"})
+    dataset, report = tokenize_examples(conversations()[:1], tokenizer)
+    assert "today's date" not in str(report)
+    assert "Today: 26 Jul 2024" in tokenizer.decode(dataset[0]["input_ids"])
 
 
 @given(

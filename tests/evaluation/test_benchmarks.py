@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zipfile
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from pivotune.evaluation.benchmarks import (
     load,
     task_specs,
 )
+from pivotune.evaluation.benchmarks.files import read_jsonl, read_zipped_csv
 from pivotune.evaluation.benchmarks.prompts import instructed_prompt, passage_prompt, question_prompt
 from pivotune.evaluation.benchmarks.readers import _respaced, _split_options
 
@@ -424,6 +426,34 @@ def test_a_file_cut_anywhere_is_an_error(data: st.DataObject, folder: Path) -> N
             load(name, other(name), folder)
     finally:
         path.write_bytes(whole)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(data=st.data())
+def test_flipped_bytes_are_one_error(data: st.DataObject, tmp_path: Path) -> None:
+    """zipfile raises whatever it likes at damage; what it does not notice is no error."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data/dev/a.csv", "".join(f'"question {n} é",a,b,c,d,A\n' for n in range(20)))
+    lines = "".join(json.dumps({"n": n}) + "\n" for n in range(20)).encode()
+    name, whole, read = data.draw(
+        st.sampled_from(
+            [
+                ("a.zip", packed.getvalue(), lambda path: list(read_zipped_csv(path, "data/dev"))),
+                ("a.jsonl.gz", gzip.compress(lines, mtime=0), lambda path: read_jsonl(path, dict)),
+                ("a.jsonl", lines, lambda path: read_jsonl(path, dict)),
+            ]
+        )
+    )
+    content = bytearray(whole)
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
+        content[place] ^= data.draw(st.integers(1, 255))
+    path = tmp_path / name
+    path.write_bytes(content)
+    try:
+        read(path)
+    except DataError as error:
+        assert str(error).startswith(str(path))
 
 
 # Text with the separators that some readers take for ends of lines.

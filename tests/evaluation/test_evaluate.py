@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,11 @@ def test_an_oracle_has_everything_right(name: str, folder: Path, tmp_path: Path)
     for cell in cells_of(folder, name, ("en", other(name)), tmp_path / "out", right_answer, knows):
         assert [one.score for one in cell.results] == [1.0] * len(cell.results)
         assert [one.id for one in cell.results] == [item.id for item in load(name, cell.language, folder)]
+
+
+@pytest.mark.parametrize("languages", ["zh,en", "zho_Hans,eng_Latn", "cmn,English", "Chinese, en, zh"])
+def test_languages_by_any_of_their_names(languages: str) -> None:
+    assert [code for _, code in choose("xnli", None, languages)] == ["zh", "en"]
 
 
 def languages_of(name: str) -> list[str]:
@@ -615,7 +621,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"benchmarks": " , "}, "benchmarks: got ' , '"),
     ({"languages": "ja"}, "languages: xcopa is not available in 'ja'"),
     ({"languages": "zh-CN"}, "'zh-CN'; did you mean 'zh'? Available: en, et,"),
-    ({"languages": "chinese"}, "'chinese'. Available: en, et,"),
+    ({"languages": "cn"}, "languages: got 'cn'; 'cn' is a country's code; did you mean 'zh' (Chinese)?"),
     ({"benchmarks": "xcopa,cc_xnli", "languages": "vi"}, "languages: cc_xnli is not available in 'vi'"),
     ({"limit": 0}, "limit: got 0"),
     ({"batch_size": 0}, "batch_size: got 0"),
@@ -631,7 +637,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"data_dir": None}, "the data set of xcopa on the hub, cambridgeltl/xcopa (vi, test), cannot be read: "),
     ({"data_dir": "nowhere"}, "data_dir: nowhere is no folder"),
-    ({"run": "./nowhere"}, "./nowhere: no such run folder"),
+    ({"run": "./nowhere"}, "./nowhere: no such folder"),
 ]
 
 
@@ -672,6 +678,50 @@ def test_the_output_is_a_folder(run: str, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(PivotuneError, match=r"^output: .*out is a file; name a folder"):
         evaluate(run, data_dir=str(folder), benchmarks="xcopa", output=str(file))
     assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("name", ["scores.json", "evaluation.md", "evaluation.json", "items/mine.jsonl"])
+def test_files_of_others_are_neither_replaced_nor_removed(
+    name: str, restart: bool, run: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    (output / "items").mkdir(parents=True)
+    (output / name).write_text('{"format": "mine"}')
+    monkeypatch.setattr(module, "read_parts", lambda *_: pytest.fail("the benchmarks are read"))
+    options: dict[str, Any] = dict(data_dir=str(folder), benchmarks="xcopa", languages="vi", output=str(output))
+    with pytest.raises(PivotuneError, match=rf"^output: .*{name} is not of an evaluation"):
+        evaluate(run, **options, restart=restart)
+    assert [path.read_text() for path in output.rglob("*") if path.is_file()] == ['{"format": "mine"}']
+
+
+def test_two_evaluations_do_not_share_a_folder(
+    run: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = dict(data_dir=str(folder), benchmarks="xcopa", languages="vi", output=str(tmp_path))
+    measured, tried = module.measure, []
+
+    def measure_both(*args: Any, **kwargs: Any) -> Any:
+        with pytest.raises(PivotuneError, match="another process is writing into"):
+            evaluate(run, **options)
+        tried.append(True)
+        return measured(*args, **kwargs)
+
+    monkeypatch.setattr(module, "measure", measure_both)
+    evaluate(run, **options, limit=1)
+    assert tried and not (tmp_path / "pivotune.lock").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pivotune.safetensors", "tokenizer.json", "pivotune.json"])
+def test_a_damaged_run_is_named_before_anything_is_read(
+    name: str, run: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.write_bytes(path.read_bytes()[:-9])
+    monkeypatch.setattr(module, "read_parts", lambda *_: pytest.fail("the benchmarks are read"))
+    with pytest.raises(PivotuneError, match=re.escape(str(path))):
+        evaluate(str(tmp_path / "run"), data_dir=str(folder), benchmarks="xcopa", languages="vi")
 
 
 def test_a_connection_needs_a_run_with_one(base: Path, folder: Path, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,26 @@ def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
     path.write_bytes(b'{"id": "\xff", "score": 1}\n')
     with pytest.raises(DataError, match=re.escape(f"{path}:1: malformed line")):
         read_items(path)
+
+
+def test_a_full_disk_is_one_error_and_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with ItemWriter(tmp_path, KEY) as writer:
+        writer.append(FULL)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        message = rf"{KEY.filename}: cannot be written: No space left on device"
+        with pytest.raises(PivotuneError, match=message), ItemWriter(tmp_path, KEY) as writer:
+            writer.append(ItemResult(id="a/2", score=1.0))
+        with pytest.raises(PivotuneError, match=r"evaluation\.json: cannot be written"):
+            write_evaluation(tmp_path, evaluation())
+    with ItemWriter(tmp_path, KEY) as writer:
+        assert writer.done["a/1"] == FULL
+    (tmp_path / "file").touch()
+    with pytest.raises(PivotuneError, match="cannot be written: Not a directory"):
+        ItemWriter(tmp_path / "file", KEY)
 
 
 def test_an_item_is_written_once(tmp_path: Path) -> None:

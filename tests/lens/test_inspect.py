@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from pivotune.data import ParallelExample, PromptEncoder, read_prompts
 from pivotune.data.prompts import prompt_only
 from pivotune.errors import PivotuneError
 from pivotune.lens.entropy import question_entropies
-from pivotune.lens.inspect import inspect, lens
+from pivotune.lens.inspect import FILES, inspect, lens
 from pivotune.methods import CCTuningConfig
 from pivotune.training import train
 from tests.runs import configuration, rows, write_base, write_rows
@@ -167,7 +169,45 @@ def test_the_command_writes_everything(folder: Path, capsys: pytest.CaptureFixtu
     page = (folder / "deep" / "lens" / "lens.md").read_text(encoding="utf-8")
     assert "| layer" in page
     plots = {path.name for path in (folder / "deep" / "lens").iterdir()}
-    assert {"entropy.png", "entropy.svg", "language.png", "similarity_mean.png"} <= plots
+    assert {"entropy.png", "entropy.svg", "language.png", "similarity_mean.png"} <= plots <= set(FILES)
+
+
+@pytest.mark.parametrize("name", FILES[:4])
+def test_files_that_are_there_are_replaced_only_when_asked(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_text("mine")
+    (tmp_path / "thesis.txt").write_text("mine")
+    options: dict[str, Any] = dict(data=str(folder / "pairs.jsonl"), output=str(tmp_path), limit=2, measures="entropy")
+    with monkeypatch.context() as patch, pytest.raises(PivotuneError, match=rf"^output: .*{name} already exists"):
+        patch.setattr("pivotune.lens.inspect.load_run", lambda *_: pytest.fail("the model is loaded"))
+        lens(str(folder / "base"), **options)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"mine"}
+    lens(str(folder / "base"), **options, overwrite=True)
+    assert (tmp_path / name).stat().st_size > 100 and (tmp_path / "thesis.txt").read_text() == "mine"
+    with pytest.raises(PivotuneError, match=r"lens\.json already exists"):  # its own files too
+        lens(str(folder / "base"), **options)
+    with pytest.raises(PivotuneError, match="is a file; name a folder"):
+        lens(str(folder / "base"), **{**options, "output": str(tmp_path / "thesis.txt")})
+
+
+def test_the_report_is_shown_where_it_cannot_be_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PivotuneError, match=r"lens\.json: cannot be written: No space left on device"):
+        lens(
+            str(folder / "base"),
+            data=str(folder / "pairs.jsonl"),
+            output=str(tmp_path / "out"),
+            limit=2,
+            measures="entropy",
+        )
+    assert "entropy, nats" in capsys.readouterr().out
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_sample_and_all(folder: Path, tmp_path: Path) -> None:
@@ -179,6 +219,7 @@ def test_a_sample_and_all(folder: Path, tmp_path: Path) -> None:
         str(folder / "base"),
         data=str(folder / "pairs.jsonl"),
         output=str(tmp_path),
+        overwrite=True,
         limit=0,
         measures="entropy",
         languages="zh",
@@ -250,3 +291,17 @@ def test_a_connection_that_never_learned_a_matrix(folder: Path) -> None:
     found = inspect(run, read_prompts(folder / "pairs.jsonl"))["languages"]["zh"]["cc_tuning"]
     assert "picks_matrix" not in found["tables"] and "picks_english" in found["tables"]
     assert CCTuningConfig(**run.info["cc_tuning"]).selection == "hard"
+
+
+def test_published_rows_in_any_name_of_their_language(folder: Path, tmp_path: Path, caplog: Any) -> None:
+    made = [
+        {"frage": one["prompt"], "language_code": "zho", "prompt_en": one["english"]["prompt"], "score": 1}
+        for one in rows(12, english=1.0)
+    ]
+    data = write_rows(tmp_path / "pairs.jsonl", made)
+    options: dict[str, Any] = {"data": str(data), "columns": {"frage": "prompt"}, "measures": "entropy"}
+    found = lens(str(folder / "deep"), output=str(tmp_path / "o"), languages="Chinese", **options)
+    assert list(found["languages"]) == ["zh"] and found["languages"]["zh"]["examples"] == 12
+    assert caplog.text.count("rows with a field 'score' that was not read: 12") == 1
+    with pytest.raises(PivotuneError, match="languages: got 'cn'"):
+        lens("no model is loaded", output=str(tmp_path / "o"), languages="cn", **options)

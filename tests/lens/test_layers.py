@@ -18,7 +18,7 @@ from pivotune.config import RunConfig
 from pivotune.data import ParallelExample, read_examples
 from pivotune.errors import PivotuneError
 from pivotune.lens import LayerChoice, choose_layers, find_layers
-from pivotune.lens.layers import table, write_choice
+from pivotune.lens.layers import layers, table, write_choice
 from pivotune.methods import DeepSupervision, DeepSupervisionConfig
 from pivotune.methods.deep_supervision import paper_layers
 from pivotune.training import train
@@ -227,6 +227,27 @@ def test_the_command_refuses(base: Path, data: Path, capsys: pytest.CaptureFixtu
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ending", ["json", "png", "svg"])
+def test_files_that_are_there_are_replaced_only_when_asked(
+    ending: str, base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "layers"
+    folder.mkdir()
+    mine = folder / f"curves.{ending}"
+    mine.write_text("mine")
+    options: dict[str, Any] = dict(data=str(data), limit=2, output=str(folder / "curves"))
+    with monkeypatch.context() as patch, pytest.raises(PivotuneError, match=rf"^output: .*\.{ending} already exists"):
+        patch.setattr("pivotune.lens.layers.load_run", lambda *_: pytest.fail("the model is loaded"))
+        layers(str(base), **options)
+    assert [path.read_text() for path in folder.iterdir()] == ["mine"]
+    layers(str(base), **options, overwrite=True)
+    assert len(list(folder.iterdir())) == 3 and mine.stat().st_size > 1000
+    with pytest.raises(PivotuneError, match="already exists"):  # its own files too
+        layers(str(base), **options)
+    with pytest.raises(PivotuneError, match="is a file, so"):
+        layers(str(base), **{**options, "output": str(mine / "curves")})
+
+
 def test_what_is_shown(tmp_path: Path) -> None:
     from pivotune.lens.entropy import EntropyCurve
 
@@ -242,6 +263,21 @@ def test_what_is_shown(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["llama.2.json", "llama.2.png", "llama.2.svg"]
     again = write_choice(choice, tmp_path / "again" / "llama.2", "中文")
     assert again[2].read_text() == files[2].read_text()
+
+
+@pytest.mark.parametrize("language", ["zh", "zho_Hans", "Chinese"])
+def test_the_command_reads_published_rows(
+    language: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = [{"frage": f"问{n}", "lang": "cmn", "question_en": f"ask {n}", "source": "s"} for n in range(6)]
+    data = write_rows(tmp_path / "data.jsonl", made)
+    layers(str(base), data=str(data), language=language, columns={"frage": "instruction"})
+    assert "english" in capsys.readouterr().out
+    assert "rows with a field 'source' that was not read: 6" in caplog.text
+    with pytest.raises(PivotuneError, match=r"data\.jsonl:1: .*--columns"):
+        layers("no model is loaded", data=str(data))
+    with pytest.raises(PivotuneError, match="language: got 'cn'"):
+        layers("no model is loaded", data=str(data), language="cn")
 
 
 # Inside a run --------------------------------------------------------------------------------------------------------

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pivotune.errors import PivotuneError
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -72,16 +70,14 @@ class ParallelCollator:
         }
 
 
-def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The pad token or, where there is none, the EOS token.
+def padding_id(tokenizer: PreTrainedTokenizerBase, rows: int | None = None) -> int:
+    """The pad token, else the EOS token, else any: the attention mask hides it.
 
-    Raises:
-        PivotuneError: the tokenizer has neither.
+    Args:
+        rows: of the embedding table, which has to have one for it.
     """
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    if pad is None:
-        raise PivotuneError("tokenizer: pad_token and eos_token are None; set tokenizer.eos_token")
-    return int(pad)
+    choices = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((int(one) for one in choices if one is not None and (rows is None or one < rows)), 0)
 
 
 def _dummy(row: Mapping[str, Any]) -> dict[str, Any]:

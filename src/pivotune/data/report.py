@@ -32,17 +32,23 @@ class Report:
         rows: kept rows per language.
         pairs: kept rows with an English counterpart, per language.
         skipped: skipped rows per reason.
-        places: the first few places per reason of a skip.
+        notes: kept rows with something to know about, per note.
+        places: the first few places per reason of a skip, and per note.
         truncated: answers whose end was cut to fit `max_length`.
         english_truncated: the same, of the English answers.
+        ends: answers per token that ends them, English ones included, whether or not their end was cut.
+        remarks: what holds for all rows.
     """
 
     rows: Counter[str] = field(default_factory=Counter)
     pairs: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[str]] = field(default_factory=dict)
     truncated: int = 0
     english_truncated: int = 0
+    ends: Counter[str] = field(default_factory=Counter)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def kept(self) -> int:
@@ -54,9 +60,21 @@ class Report:
 
     def skip(self, error: DataError) -> None:
         self.skipped[error.reason] += 1
-        places = self.places.setdefault(error.reason, [])
+        self._place(error.reason, error.where)
+
+    def note(self, note: str, where: str) -> None:
+        self.notes[note] += 1
+        self._place(note, where)
+
+    def _place(self, reason: str, where: str) -> None:
+        places = self.places.setdefault(reason, [])
         if len(places) < PLACES_SHOWN:
-            places.append(error.where)
+            places.append(where)
+
+    def take_notes(self, earlier: Report) -> None:
+        """The notes of an earlier pass over the same rows, too."""
+        self.notes.update(earlier.notes)
+        self.places |= {note: earlier.places[note] for note in earlier.notes}
 
     def pair_share(self, language: str) -> float:
         """Share (0..1) of the kept rows of `language` that have an English counterpart."""
@@ -67,9 +85,15 @@ class Report:
         for language, rows in self.rows.most_common():
             share = self.pair_share(language)
             lines.append(f"  {language}: {rows} rows, {self.pairs[language]} with English ({share:.1%})")
-        for reason, count in self.skipped.most_common():
+        counted = [(f"skipped, {reason}", reason, count) for reason, count in self.skipped.most_common()]
+        counted += [(f"rows with {note}", note, count) for note, count in self.notes.most_common()]
+        for title, reason, count in counted:
             more = ", ..." if count > len(self.places[reason]) else ""
-            lines.append(f"  skipped, {reason}: {count} ({', '.join(self.places[reason])}{more})")
+            lines.append(f"  {title}: {count} ({', '.join(self.places[reason])}{more})")
         if self.truncated or self.english_truncated:
             lines.append(f"  answers cut at the end: {self.truncated} target, {self.english_truncated} English")
-        return "\n".join(lines)
+        if self.ends:
+            lines.append(
+                f"  answers end with {', '.join(f'{end} ({count})' for end, count in self.ends.most_common())}"
+            )
+        return "\n".join([*lines, *(f"  {remark}" for remark in self.remarks)])

@@ -32,6 +32,7 @@ _SCRIPTS = {
     "ka": ("Georgian", "\u10a0-\u10ff\u1c90-\u1cbf"),
     "am": ("Ethiopic", "\u1200-\u139f"),
 }
+_OF_THE_SAME_LETTERS = {"Hans", "Hant"}
 _PATTERNS = {language: (name, re.compile(f"[{letters}]")) for language, (name, letters) in _SCRIPTS.items()}
 
 
@@ -40,10 +41,11 @@ def missing_script(text: str, language: str) -> str | None:
 
     Args:
         text: everything one side of an example says.
-        language: BCP-47 tag. One that names its script ("zh-Latn") is not judged.
+        language: BCP-47 tag. One that names another script ("zh-Latn") is not judged.
     """
     primary, *subtags = language.split("-")
-    if primary not in _PATTERNS or any(len(subtag) == 4 and subtag.isalpha() for subtag in subtags):
+    scripts = {subtag for subtag in subtags if len(subtag) == 4 and subtag.isalpha()}
+    if primary not in _PATTERNS or scripts - _OF_THE_SAME_LETTERS:
         return None
     name, pattern = _PATTERNS[primary]
     # The pattern first: it ends at the first letter of nearly every good row.

@@ -43,17 +43,20 @@ def tokenize_examples(
     style: str = "auto",
     max_length: int = 512,
     overlong: str = "error",
+    on_bad: str = "error",
 ) -> tuple[Dataset, Report]:
     """Tokenise examples, cutting long answers at their end.
 
     Args:
         examples: validated examples, in any number; only their tokens stay in memory.
-        tokenizer: a fast tokenizer with an EOS token.
+        tokenizer: a fast tokenizer.
         style: "auto", "alpaca", "chat" or "plain", see `PromptEncoder`.
         max_length: the most tokens that prompt and answer of one side may have together. An answer that exceeds it
             keeps its start, loses its end and its EOS, and is counted in the report.
         overlong: what to do when the prompt of EITHER side leaves no room for one answer token: "error" raises,
             "skip" leaves out the whole pair and counts it. Never is one side left out alone.
+        on_bad: the same for a pair of which a side cannot be rendered: its turns have no place in the prompt, the chat
+            template refuses or changes them, or the tokenizer makes nothing of the question.
 
     Returns:
         The dataset and the report. Columns: id, language, input_ids (prompt and answer), prompt_length,
@@ -61,44 +64,63 @@ def tokenize_examples(
         english_question_end, english_answer_ids; the last four are None where there is no English counterpart.
 
     Raises:
-        DataError: an over-long prompt under overlong="error", or an example that cannot be rendered.
+        DataError: an over-long prompt under overlong="error", or an example that cannot be rendered under
+            on_bad="error".
         PivotuneError: a wrong option or tokenizer, or no example left.
     """
     check_choice("overlong", overlong, ("error", "skip"))
+    check_choice("on_bad", on_bad, ("error", "skip"))
     if max_length < 2:
         raise PivotuneError(f"max_length: got {max_length}; a prompt and its answer need at least 2 tokens")
     encoder = PromptEncoder(tokenizer, style)
     report = Report()
     batches = []
-    rows = (row for _, row in tokenize_stream(examples, encoder, max_length, overlong, report))
+    rows = (row for _, row in tokenize_stream(examples, encoder, max_length, overlong, report, on_bad))
     while batch := list(islice(rows, _BATCH)):
         batches.append(pa.RecordBatch.from_pylist(batch, schema=_SCHEMA))
     if not report.kept:
         raise PivotuneError(f"no example to train on: {report}")
+    if encoder.dated():
+        report.remarks.append(
+            "the chat template writes today's date into every prompt, so a prompt asked on another day differs from "
+            "these. Fix the date with data.chat_template_kwargs, such as {date_string: 26 Jul 2024}, under the name "
+            "that the template reads"
+        )
     return Dataset(pa.Table.from_batches(batches, schema=_SCHEMA)), report
 
 
 def tokenize_stream(
-    examples: Iterable[ParallelExample], encoder: PromptEncoder, max_length: int, overlong: str, report: Report
+    examples: Iterable[ParallelExample],
+    encoder: PromptEncoder,
+    max_length: int,
+    overlong: str,
+    report: Report,
+    on_bad: str = "error",
 ) -> Iterator[tuple[ParallelExample, dict[str, Any]]]:
     """Each example that is kept, with its row of `tokenize_examples`, as they come; `report` is kept up to date."""
     remaining = iter(examples)
     while batch := list(islice(remaining, _BATCH)):
-        yield from _rows(batch, encoder, max_length, overlong, report)
+        yield from _rows(batch, encoder, max_length, overlong, report, on_bad)
         del batch  # or it would stay until the next one is whole
 
 
 def _rows(
-    batch: list[ParallelExample], encoder: PromptEncoder, max_length: int, overlong: str, report: Report
+    batch: list[ParallelExample], encoder: PromptEncoder, max_length: int, overlong: str, report: Report, on_bad: str
 ) -> Iterator[tuple[ParallelExample, dict[str, Any]]]:
-    targets = encoder.tokenize([encoder.render(example.text, example.where) for example in batch])
+    targets = encoder.encode_all((example.text, example.where) for example in batch)
     counterparts = iter(
-        encoder.tokenize(
-            [encoder.render(example.english, example.where) for example in batch if example.english is not None]
-        )
+        encoder.encode_all((example.english, example.where) for example in batch if example.english is not None)
     )
-    for example, target in zip(batch, targets, strict=True):
-        english = next(counterparts) if example.english is not None else None
+    for example, found in zip(batch, targets, strict=True):
+        sides = [found] if example.english is None else [found, next(counterparts)]
+        problem = next((side for side in sides if isinstance(side, DataError)), None)
+        if problem is not None:
+            if on_bad == "error":
+                raise problem
+            report.skip(problem)
+            continue
+        target, *more = [side for side in sides if isinstance(side, Encoded)]
+        english = more[0] if more else None
         try:
             _check_length(example, target, "prompt", max_length)
             if english is not None:
@@ -109,6 +131,12 @@ def _rows(
             report.skip(error)
             continue
         report.keep(example.language, english is not None)
+        for note in sorted({note for side in (target, *more) for note in side.notes}):
+            report.note(note, example.where)
+        ends = encoder.tokenizer.convert_ids_to_tokens(
+            [side.answer_ids[-1] for side in (target, *more) if side.answer_ids]
+        )
+        report.ends.update(ends)
         report.truncated += len(target.prompt_ids) + len(target.answer_ids) > max_length
         row: dict[str, Any] = {
             "id": example.id,

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from pivotune.connection import Mode
 from pivotune.data.examples import ParallelExample, Text, is_english
+from pivotune.data.prompts import without_reasoning
 from pivotune.errors import PivotuneError
 from pivotune.evaluation.adherence import LanguageIdentifier
 from pivotune.evaluation.benchmarks import Item, harness_task, task_specs
@@ -26,6 +27,7 @@ from pivotune.evaluation.extraction import extract_choice
 from pivotune.evaluation.metrics import contains_answer, mkqa_em, mkqa_f1, need, rouge_l, squad_em, squad_f1
 from pivotune.evaluation.results import ItemResult
 from pivotune.generation import Answer, generate_batches
+from pivotune.tokens import context_length
 
 
 class Engine(Protocol):
@@ -73,7 +75,7 @@ class GenerationEngine:
         self.cut = 0
         self._style = style
         self._identifier = LanguageIdentifier()
-        length = self.max_length = max_length or _context_length(model, tokenizer)
+        length = self.max_length = max_length or context_length(model, tokenizer)
         if length is not None and length <= max_new_tokens:
             raise PivotuneError(
                 f"max_new_tokens: got {max_new_tokens}, but the model's context has {length} tokens for prompt and "
@@ -115,8 +117,10 @@ def answer_text(item: Item, text: str, style: str = "plain") -> str:
 
     To the short questions of `xquad`, `mlqa` and `mkqa` it is the first line, as in the harness, whose tasks stop at a
     line break. So nothing is left of a text that begins with one; except inside a template, where that only ends the
-    template's last line. CC-Tuning's prompts have no such end: there it is all that was generated.
+    template's last line. CC-Tuning's prompts have no such end: there it is all that was generated. Reasoning
+    (<think>...</think>) is no part of an answer; where it has not ended, there is none.
     """
+    text = without_reasoning(text)
     if item.benchmark.startswith("cc_"):
         return text.strip()
     return (text if style == "plain" else text.lstrip()).partition("\n")[0].strip()
@@ -162,11 +166,6 @@ def _example(item: Item) -> ParallelExample:
         english=None if english is None else Text(prompt=english.prompt),
         where=item.name,
     )
-
-
-def _context_length(model: Any, tokenizer: Any) -> int | None:
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
-    return int(length) if length < 10**9 else None  # a tokenizer that knows no limit says 10**30
 
 
 # Likelihood ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import difflib
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,13 +21,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from safetensors import SafetensorError, safe_open
 from transformers.utils.logging import tqdm
 
 from pivotune import __version__
-from pivotune.checkpoint import TENSORS, load_run, read_info
+from pivotune.checkpoint import check_model, load_run
 from pivotune.connection import Connection, Mode, connect
 from pivotune.data.examples import is_english
+from pivotune.data.languages import read_languages
 from pivotune.data.prompts import STYLES
 from pivotune.errors import PivotuneError, check_choice, check_number
 from pivotune.evaluation.benchmarks import (
@@ -55,13 +54,17 @@ from pivotune.evaluation.results import (
     write_evaluation,
 )
 from pivotune.evaluation.summary import Cell, report, text
+from pivotune.files import check_output_files, locked, read_json, write_text
+from pivotune.generation import connection_mode
+from pivotune.options import names_in
 
 logger = logging.getLogger(__name__)
 
 SoftmaxDtype = Literal["float32", "auto"]
 TABLE, SCORES = "evaluation.md", "scores.json"
+_STYLES = tuple(one for one in STYLES if one != "auto")
 # Options that only one protocol has; None where that one has not been evaluated.
-_OF_ONE_PROTOCOL = ("style", "max_new_tokens", "softmax_dtype")
+_OF_ONE_PROTOCOL = ("style", "chat_template_kwargs", "max_new_tokens", "softmax_dtype")
 # Whatever of a model folder decides what it answers. Weights are sampled: training changes them everywhere.
 _OF_MODEL = ("*.safetensors", "*.bin", "*config.json", "tokenizer*", "special_tokens*", "chat_template*", "*.jinja")
 _SAMPLES, _SAMPLE = 64, 1 << 16
@@ -71,12 +74,13 @@ def evaluate(
     run: str,
     *,
     data_dir: str | None = None,
-    benchmarks: str | None = None,
+    benchmarks: str | list[str] | None = None,
     preset: str | None = None,
-    languages: str | None = None,
+    languages: str | list[str] | None = None,
     limit: int | None = None,
     connection: Mode | None = None,
     style: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     batch_size: int = 16,
     max_new_tokens: int = 40,
     softmax_dtype: SoftmaxDtype = "float32",
@@ -98,6 +102,8 @@ def evaluate(
             none. English items are not connected.
         style: what is put around generated answers' prompts: plain, alpaca or chat; by default the style that the run
             was trained with, if it names one, else plain.
+        chat_template_kwargs: arguments of the chat template, e.g. {"enable_thinking": false}; those that a run was
+            trained with are in its own.
         batch_size: items answered at a time.
         max_new_tokens: length limit of a generated answer, in tokens.
         softmax_dtype: in which log-likelihoods are computed from the logits and summed: float32, or auto, the model's
@@ -115,10 +121,12 @@ def evaluate(
         if value is not None:
             check_number(option, value, 1, whole=True)
     check_choice("softmax_dtype", softmax_dtype, get_args(SoftmaxDtype))
+    if style is not None:
+        check_choice("style", style, _STYLES)
     chosen = choose(benchmarks, preset, languages)
     check_data_dir((benchmark for benchmark, _ in chosen), data_dir)
-    info = read_info(run)
-    mode = _connection_mode(run, info, connection)
+    info = check_model(run)
+    mode = connection_mode(run, info, connection)
     _check_protocols(chosen, mode)
     folder = _output_folder(run, info, output)
     parts = read_parts(chosen, data_dir, limit, mode)
@@ -139,6 +147,7 @@ def evaluate(
             },
             "limit": limit,
             "style": style,
+            "chat_template_kwargs": (chat_template_kwargs or {}) if style else None,
             "max_new_tokens": max_new_tokens if style else None,
             "softmax_dtype": softmax_dtype if _has(parts, "likelihood") else None,
             "batch_size": batch_size,
@@ -149,16 +158,16 @@ def evaluate(
             for one in {part.benchmark.name: part.benchmark for part in parts}.values()
         },
     )
-    if restart:
-        _clear(folder)
-    write_evaluation(folder, _merged(folder, wanted))
-
-    opened = _Opened(run, mode, style or "plain", batch_size, max_new_tokens, softmax_dtype)
-    cells = measure(parts, opened.engine, folder, mode)
+    opened = _Opened(run, mode, style or "plain", batch_size, max_new_tokens, softmax_dtype, chat_template_kwargs)
+    with locked("output", folder):
+        if restart:
+            _clear(folder)
+        write_evaluation(folder, _merged(folder, wanted))
+        cells = measure(parts, opened.engine, folder, mode)
     found = report(cells, run=str(run), connection=mode, style=style, preset=preset)
-    _write(folder / SCORES, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    _write(folder / TABLE, text(found, markdown=True) + "\n")
-    print(text(found))
+    print(text(found))  # first: what was found is worth more than its files
+    write_text(folder / SCORES, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / TABLE, text(found, markdown=True) + "\n")
     print(f"\nWritten: {folder / SCORES}, {folder / TABLE}, {folder / INFO}, {folder / ITEMS}")
     return found
 
@@ -189,7 +198,9 @@ class Part:
         return f"{self.benchmark.name}.{self.language}"
 
 
-def choose(benchmarks: str | None, preset: str | None, languages: str | None) -> list[tuple[Benchmark, str]]:
+def choose(
+    benchmarks: str | list[str] | None, preset: str | None, languages: str | list[str] | None
+) -> list[tuple[Benchmark, str]]:
     """The benchmarks and languages that the options name, in their order.
 
     Raises:
@@ -209,7 +220,7 @@ def choose(benchmarks: str | None, preset: str | None, languages: str | None) ->
     found = [benchmark_of(name) for name in names]
     if languages is None:
         return [(one, code) for one in found for code in PRESETS[one.paper].languages[one.name]]
-    codes = _listed("languages", languages)
+    codes = list(dict.fromkeys(read_languages("languages", _listed("languages", languages))))
     known = dict.fromkeys(code for one in found for code in one.languages)
     for code in codes:
         if code not in known:
@@ -253,8 +264,8 @@ def read_parts(
     return parts
 
 
-def _listed(option: str, value: str) -> list[str]:
-    names = list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+def _listed(option: str, value: str | list[str]) -> list[str]:
+    names = list(dict.fromkeys(names_in(value)))
     if not names:
         raise PivotuneError(f"{option}: got {value!r}; give names, separated by commas.")
     return names
@@ -281,31 +292,9 @@ def _check_protocols(chosen: Sequence[tuple[Benchmark, str]], mode: Mode) -> Non
 # The run -----------------------------------------------------------------------------------------------------------
 
 
-def _connection_mode(run: str, info: Mapping[str, Any], connection: Mode | None) -> Mode:
-    """none, english or matrix, found out without loading the model."""
-    if connection is not None:
-        check_choice("connection", connection, get_args(Mode))
-    if "cc_tuning" not in info:
-        if connection not in (None, "none"):
-            raise PivotuneError(
-                f"connection: got {connection!r}, but {run} was not trained with CC-Tuning. Leave the option out."
-            )
-        return "none"
-    try:
-        with safe_open(Path(run) / TENSORS, "pt") as tensors:
-            has_matrix = "transform_matrix" in tensors.keys()  # noqa: SIM118  # it is no dict
-    except (OSError, SafetensorError) as error:
-        raise PivotuneError(f"{run}: {TENSORS} cannot be read: {error}") from error
-    if connection == "matrix" and not has_matrix:
-        raise PivotuneError(f"connection: got 'matrix', but {run} has no Transform Matrix. Choose english or none.")
-    return connection or ("matrix" if has_matrix else "none")
-
-
 def _style(info: Mapping[str, Any], style: str | None) -> str:
     """The benchmarks' prompts are whole ones. A run that learnt to answer inside a template is asked inside it."""
-    known = tuple(one for one in STYLES if one != "auto")
     if style is not None:
-        check_choice("style", style, known)
         return style
     trained = info.get("prompt_style", "auto")
     if trained == "auto" and info:
@@ -313,7 +302,7 @@ def _style(info: Mapping[str, Any], style: str | None) -> str:
             "style: the run names no single style of its training prompts (auto), so it is asked plain, with the "
             "prompts as they are. If it learnt from instructions, give --style alpaca or chat."
         )
-    return trained if trained in known else "plain"
+    return trained if trained in _STYLES else "plain"
 
 
 def _fingerprint(run: str, info: Mapping[str, Any]) -> str:
@@ -321,10 +310,11 @@ def _fingerprint(run: str, info: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     folders = [Path(run), *([Path(info["base_model"])] if info.get("adapter") else [])]
     for folder in folders:
-        if not folder.is_dir():  # on the hub
+        if not folder.exists():  # on the hub
             digest.update(str(folder).encode())
             continue
-        for path in sorted({path for pattern in _OF_MODEL for path in folder.glob(pattern)}):
+        files = {path for pattern in _OF_MODEL for path in folder.glob(pattern)} if folder.is_dir() else {folder}
+        for path in sorted(files):
             size = path.stat().st_size
             digest.update(f"{path.name} {size}\n".encode())
             with path.open("rb") as file:
@@ -348,15 +338,23 @@ class _Opened:
     """The run's engines, both around the one model, loaded when the first is asked for."""
 
     def __init__(
-        self, run: str, mode: Mode, style: str, batch_size: int, max_new_tokens: int, softmax_dtype: SoftmaxDtype
+        self,
+        run: str,
+        mode: Mode,
+        style: str,
+        batch_size: int,
+        max_new_tokens: int,
+        softmax_dtype: SoftmaxDtype,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ):
+        self._chat_template_kwargs = chat_template_kwargs
         self._path, self._mode, self._style = run, mode, style
         self._batch_size, self._max_new_tokens = batch_size, max_new_tokens
         self._softmax_dtype = None if softmax_dtype == "auto" else softmax_dtype
 
     @cached_property
     def _run(self) -> Any:
-        run = load_run(self._path)
+        run = load_run(self._path, chat_template_kwargs=self._chat_template_kwargs)
         trained = run.connection_tensors()
         if trained is not None and self._mode != "none":
             connect(run.model, Connection(run.model, *trained), self._mode)
@@ -394,13 +392,36 @@ class _Opened:
 
 
 def _output_folder(run: str, info: Mapping[str, Any], output: str | None) -> Path:
-    if output is not None:
-        if Path(output).exists() and not Path(output).is_dir():
-            raise PivotuneError(f"output: {output} is a file; name a folder for the results.")
-        return Path(output)
-    if not info:
+    if output is None and not info:
         raise PivotuneError(f"output: {run} is no run folder of Pivotune to write into; name a folder with --output.")
-    return Path(run) / FOLDER
+    folder = Path(run) / FOLDER if output is None else Path(output)
+    _check_own(folder)
+    return check_output_files("output", folder, (INFO, TABLE, SCORES), overwrite=True)
+
+
+def _check_own(folder: Path) -> None:
+    """Raise a PivotuneError where going on, or a restart, would replace files that are not of an evaluation."""
+    items = list((folder / ITEMS).glob("*.jsonl"))
+    others = [path for path in items if not _is_of_items(path)]
+    if not items and not _is_evaluation(folder / INFO):
+        others = [path for path in (folder / INFO, folder / TABLE, folder / SCORES) if path.exists()]
+    if others:
+        raise PivotuneError(f"output: {others[0]} is not of an evaluation. Name another folder with --output.")
+
+
+def _is_of_items(path: Path) -> bool:
+    try:
+        return Key.of_file(path).filename == path.name
+    except PivotuneError:
+        return False
+
+
+def _is_evaluation(path: Path) -> bool:
+    try:
+        content = read_json(path)
+    except PivotuneError:
+        return False
+    return isinstance(content, dict) and {"format", "benchmarks"} <= content.keys()
 
 
 def _clear(folder: Path) -> None:
@@ -455,12 +476,6 @@ def _merged(folder: Path, wanted: Evaluation) -> Evaluation:
     return dataclasses.replace(
         wanted, config=merged, versions=versions, benchmarks=before.benchmarks | wanted.benchmarks
     )
-
-
-def _write(path: Path, content: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 # Measuring ---------------------------------------------------------------------------------------------------------

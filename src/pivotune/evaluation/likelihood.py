@@ -33,6 +33,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
@@ -45,6 +46,7 @@ from pivotune.checkpoint import Run, load_run
 from pivotune.connection import Connection, Mode, connect, connected_at
 from pivotune.errors import PivotuneError, check_choice
 from pivotune.evaluation.metrics import squad_em, squad_f1
+from pivotune.tokens import end_ids, fit_padding, rows_of
 
 try:
     from lm_eval.api.registry import register_model
@@ -137,7 +139,12 @@ class PivotuneLM(HFLM):
             self._connection = Connection(run.model, *trained)
             connect(run.model, self._connection, self.connection_mode)
         # The tokenizer by its name: the harness then opens it with its own options.
-        super().__init__(run.model, tokenizer=str(pretrained), batch_size=batch_size, **options)
+        file = Path(pretrained)
+        named = {"gguf_file": file.name} if file.suffix == ".gguf" else {"tokenizer": str(pretrained)}
+        super().__init__(run.model, batch_size=batch_size, **named, **options)
+        fit_padding(self.tokenizer, rows_of(run.model))
+        if self.tokenizer.eos_token is None and (ends := end_ids(run.model, self.tokenizer)):  # the harness needs one
+            self.tokenizer.eos_token = self.tokenizer.convert_ids_to_tokens(ends[0])
 
     @staticmethod
     def _check(connection: Any, options: dict[str, Any]) -> None:

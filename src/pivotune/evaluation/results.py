@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 from pivotune.data.report import DataError
 from pivotune.errors import PivotuneError
+from pivotune.files import make_folder, write_text, writing
 
 logger = logging.getLogger(__name__)
 
@@ -216,32 +217,36 @@ class ItemWriter:
 
     def __init__(self, folder: str | Path, key: Key) -> None:
         self.path = Path(folder) / ITEMS / key.filename
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         self.done: dict[str, ItemResult] = {}
         if self.path.exists():
             found, torn = read_items(self.path)
             self.done = {item.id: item for item in found}
             if torn:
                 logger.warning("%s: the last line has no end; it is dropped and its item evaluated again.", self.path)
-                os.truncate(self.path, torn.offset)
-        self._file = self.path.open("ab")
+                with writing(self.path):
+                    os.truncate(self.path, torn.offset)
+        with writing(self.path):
+            self._file = self.path.open("ab")
 
     def append(self, *items: ItemResult) -> None:
         """Write items; on return they are on the disk.
 
         Raises:
-            PivotuneError: an item of this id is there already.
+            PivotuneError: an item of this id is there already, or the file cannot be written.
         """
         for item in items:
             if item.id in self.done:
                 raise PivotuneError(f"{self.path}: item {item.id!r} is already there; skip what `done` holds.")
             self.done[item.id] = item
-        self._file.write("".join(item.to_json() + "\n" for item in items).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            self._file.write("".join(item.to_json() + "\n" for item in items).encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self.path):  # what a full disk has not taken is tried again
+            self._file.close()
 
     def __enter__(self) -> ItemWriter:
         return self
@@ -287,16 +292,14 @@ def read_items(path: str | Path) -> tuple[list[ItemResult], Torn | None]:
 def write_evaluation(folder: str | Path, evaluation: Evaluation) -> Path:
     """Write evaluation.json: all of it, or nothing. Items are written by `ItemWriter`."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     content = {
         "format": FORMAT,
         **{name: getattr(evaluation, name) for name in _SECTIONS},
         "benchmarks": {name: dataclasses.asdict(info) for name, info in evaluation.benchmarks.items()},
     }
-    path, temporary = folder / INFO, folder / f"{INFO}.tmp"
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    write_text(folder / INFO, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return folder / INFO
 
 
 _SECTIONS: dict[str, type] = {"run": str, "model": dict, "connection": str, "config": dict, "versions": dict}

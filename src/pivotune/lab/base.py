@@ -23,8 +23,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -32,6 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from pivotune.checkpoint import open_model, open_tokenizer
 from pivotune.lab import skills
 from pivotune.lab.skills import SKILLS, Skills
 from pivotune.lab.templates import LANGUAGES
@@ -58,10 +57,7 @@ def load_base(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreT
 
     It was trained on `World.build(0)`: the held-out facts of another seed's world it may have met in any language.
     """
-    return (
-        AutoModelForCausalLM.from_pretrained(base_path(), dtype=dtype),
-        AutoTokenizer.from_pretrained(base_path()),
-    )
+    return open_model(base_path(), dtype=dtype), open_tokenizer(base_path())
 
 
 def train_tokenizer(world: World, vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
@@ -275,6 +271,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000, help=f"steps of {ROWS * LENGTH} tokens")
     parser.add_argument("--seed", type=int, default=0, help="seed of the splits, the text order and the weights")
     arguments = parser.parse_args()
+    if arguments.output.exists() and not (arguments.output.is_dir() and not any(arguments.output.iterdir())):
+        parser.error(f"--output: {arguments.output} is there already, and not empty; name a new folder")
 
     seed, steps = arguments.seed, arguments.steps
     start = time.time()

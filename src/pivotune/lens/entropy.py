@@ -29,6 +29,7 @@ from pivotune.lens.estimates import Tables
 from pivotune.lens.reading import Reading, Side, lens_logits, read_side
 from pivotune.losses import LOGITS_PER_CHUNK
 from pivotune.taps import evaluating
+from pivotune.tokens import check_ids, rows_of
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +135,7 @@ def _read_prompts(anatomy: Anatomy, prompts: list[Encoded], max_length: int) -> 
     """What the model makes of the prompts up to `max_length`. Padding is token 0, masked."""
     device = next(anatomy.embed.parameters()).device
     kept = [prompt.prompt_ids[:max_length] for prompt in prompts]
+    check_ids(rows_of(anatomy.lm), (token for ids in kept for token in ids), "data")
     start = torch.tensor([prompt.question_start for prompt in prompts])
     end = torch.tensor([min(prompt.question_end, max_length) for prompt in prompts])
     last = torch.tensor([len(ids) - 1 for ids in kept])

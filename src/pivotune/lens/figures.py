@@ -30,6 +30,12 @@ _BANDS = {"against": 0.12, "run": 0.22}
 _MARKERS = "os^Dv<>P*X"
 _LONGEST_NAME = 40
 
+PLOTS = (
+    *("entropy", "language", "language_after_blank", "similarity_mean", "similarity_last_token", "supervision"),
+    *("connection", "projection_pca", "projection_tsne"),
+)
+"""The names of all plots, without their endings."""
+
 
 def draw(report: Report, folder: str | Path) -> list[Path]:
     """All plots that the report has something for, into `folder`; returns the files."""

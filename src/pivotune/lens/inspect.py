@@ -22,16 +22,19 @@ from transformers.utils.logging import tqdm
 
 from pivotune import __version__
 from pivotune.anatomy import Anatomy
-from pivotune.checkpoint import Run, load_run, read_info
+from pivotune.checkpoint import Run, anatomy_of, load_run, read_info
 from pivotune.connection import Connection
 from pivotune.data import ParallelExample
 from pivotune.data.examples import is_among, is_english
-from pivotune.data.sources import stream_prompts
-from pivotune.errors import PivotuneError, check_choice, check_number
+from pivotune.data.languages import read_languages
+from pivotune.data.prompts import STYLES
+from pivotune.data.sources import log_notes, stream_prompts
+from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
+from pivotune.files import check_output_files, make_folder, write_text
 from pivotune.lens.calibration import ConnectionMeasure, SupervisionMeasure
 from pivotune.lens.entropy import EntropyMeasure
 from pivotune.lens.estimates import RunningDifference, RunningMean, Tables, as_columns
-from pivotune.lens.figures import draw
+from pivotune.lens.figures import PLOTS, draw
 from pivotune.lens.language import BeginningIndex, LanguageMeasure, Others
 from pivotune.lens.layers import Reservoir
 from pivotune.lens.plots import language_name
@@ -39,12 +42,16 @@ from pivotune.lens.projection import ProjectionMeasure
 from pivotune.lens.reading import Measure, PairStream, Reading, read
 from pivotune.lens.similarity import SimilarityMeasure
 from pivotune.methods.deep_supervision import DeepSupervisionConfig, paper_layers
+from pivotune.options import names_in
 from pivotune.tables import table
 from pivotune.taps import evaluating
 
 logger = logging.getLogger(__name__)
 
 MEASURES = ("entropy", "language", "similarity", "calibration", "projection")
+
+FILES = ("lens.json", "lens.md", *(f"{name}.{ending}" for name in PLOTS for ending in ("png", "svg")))
+"""Whatever `lens` may write into its folder."""
 
 Examples = Callable[[], Iterator[ParallelExample]]
 """Gives the examples anew each time."""
@@ -55,11 +62,14 @@ def lens(
     *,
     data: str,
     against: str | None = None,
-    languages: str | None = None,
+    languages: str | list[str] | None = None,
+    columns: dict[str, str | None] | None = None,
     output: str | None = None,
-    measures: str = ",".join(MEASURES),
-    layers: str | None = None,
+    overwrite: bool = False,
+    measures: str | list[str] = "entropy,language,similarity,calibration,projection",
+    layers: str | list[str] | None = None,
     style: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     limit: int = 512,
     batch_size: int = 8,
     max_length: int = 512,
@@ -74,10 +84,14 @@ def lens(
             say) only the measures of the questions are made.
         against: the model to compare with, usually the run's base.
         languages: which to read, separated by commas; all that have English counterparts by default.
+        columns: other names of fields, as data.columns in training: {name in the file: name here}.
         output: folder for lens.json, lens.md and the plots; by default `lens` inside the run folder.
+        overwrite: replace files that are there already.
         measures: which to make, separated by commas.
         layers: the conversion and the thinking layer, as "2,15"; by default the run's own, else the paper's depths.
         style: prompt style: auto, alpaca, chat or plain; by default the one that the run was trained with.
+        chat_template_kwargs: arguments of the chat template, e.g. {"enable_thinking": false}; those that a run was
+            trained with are in its own.
         limit: how many examples of a language to draw at random; 0 takes all, in their order.
         batch_size: pairs per forward pass.
         max_length: tokens of a prompt and its answer; pairs with longer prompts are left out and counted.
@@ -88,18 +102,32 @@ def lens(
         The report, as in lens.json.
     """
     check_number("limit", limit, 0, whole=True, why="; 0 takes all examples")
-    wanted = _listed(languages)
-    folder = _output_folder(run, output)
-    examples, count, others = _examples(data, wanted, limit, seed)
-    opened = load_run(run)
-    base = None if against is None else load_run(against)
+    for option, value, least in (("batch_size", batch_size, 1), ("max_length", max_length, 2), ("block", block, 2)):
+        check_number(option, value, least, whole=True)
+    check_seed("seed", seed)
+    if style is not None:
+        check_choice("style", style, STYLES)
+    chosen = names_in(measures)
+    for name in chosen or [""]:
+        check_choice("measures", name, MEASURES)
+    pair = _layer_pair(layers)
+    wanted = None if languages is None else read_languages("languages", names_in(languages))
+    folder = check_output_files("output", _output_folder(run, output), FILES, overwrite=overwrite)
+    anatomy = anatomy_of(run)
+    for layer in pair or ():
+        anatomy.check_layer(layer, "layers")
+    if against is not None:
+        anatomy_of(against)
+    examples, count, others = _examples(data, wanted, columns, limit, seed)
+    opened = load_run(run, chat_template_kwargs=chat_template_kwargs)
+    base = None if against is None else load_run(against, chat_template_kwargs=chat_template_kwargs)
     report = inspect(
         opened,
         examples,
         base,
         others=others,
-        measures=_listed(measures) or [],
-        layers=_layer_pair(layers),
+        measures=chosen,
+        layers=pair,
         style=style or str(opened.model.pivotune_prompt_style),
         batch_size=batch_size,
         max_length=max_length,
@@ -108,8 +136,8 @@ def lens(
         progress=count,
     )
     report = {"run": Path(run).name, "against": against and Path(against).name, "data": data, **report}
+    print(text(report))  # first: what was found is worth more than its files
     files = write(report, folder)
-    print(text(report))
     print(f"Written: {', '.join(map(str, files))}")
     return report
 
@@ -316,15 +344,11 @@ def _chosen_layers(run: Run, anatomy: Anatomy, layers: tuple[int, int] | None) -
 # Reading the options -------------------------------------------------------------------------------------------------
 
 
-def _listed(value: str | None) -> list[str] | None:
-    return None if value is None else [part.strip() for part in value.split(",") if part.strip()]
-
-
-def _layer_pair(value: str | None) -> tuple[int, int] | None:
+def _layer_pair(value: str | list[str] | None) -> tuple[int, int] | None:
     if value is None:
         return None
-    parts = value.split(",")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+    parts = names_in(value)
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
         raise PivotuneError(f'layers: got {value!r}; give the conversion and the thinking layer, as "2,15".')
     return int(parts[0]), int(parts[1])
 
@@ -337,7 +361,9 @@ def _output_folder(run: str, output: str | None) -> Path:
     return Path(run) / "lens"
 
 
-def _examples(data: str, languages: list[str] | None, limit: int, seed: int) -> tuple[Examples, int, Others | None]:
+def _examples(
+    data: str, languages: list[str] | None, columns: dict[str, str | None] | None, limit: int, seed: int
+) -> tuple[Examples, int, Others | None]:
     """The examples to read, how many, and their answers in further languages. The file is checked whole before a model
     runs."""
 
@@ -346,10 +372,12 @@ def _examples(data: str, languages: list[str] | None, limit: int, seed: int) -> 
 
     counts: Counter[str] = Counter()
     draws: dict[str, Reservoir] = {}
-    for example in stream_prompts(data):
+    notes: Counter[str] = Counter()
+    for example in stream_prompts(data, columns=columns, notes=notes):
         counts[example.language] += example.english is not None
         if limit and example.english is not None and wanted(example):
             draws.setdefault(example.language, Reservoir(limit, seed)).offer(example)
+    log_notes(data, notes)
     paired = {language: count for language, count in counts.items() if count}
     missing = [language for language in languages or () if not any(is_among(found, [language]) for found in paired)]
     if missing or not paired:
@@ -359,20 +387,22 @@ def _examples(data: str, languages: list[str] | None, limit: int, seed: int) -> 
     if limit:
         drawn = {language: draw.kept for language, draw in draws.items()}
         several = sum(not is_english(language) for language in counts) > 1
-        others = _other_answers(data, drawn) if several else None  # reads the file once more
+        others = _other_answers(data, columns, drawn) if several else None  # reads the file once more
         return (lambda: chain.from_iterable(drawn.values())), sum(map(len, drawn.values())), others
     total = sum(count for language, count in paired.items() if languages is None or is_among(language, languages))
-    return (lambda: filter(wanted, stream_prompts(data))), total, None
+    return (lambda: filter(wanted, stream_prompts(data, columns=columns))), total, None
 
 
-def _other_answers(data: str, drawn: Mapping[str, list[ParallelExample]]) -> Others | None:
+def _other_answers(
+    data: str, columns: dict[str, str | None] | None, drawn: Mapping[str, list[ParallelExample]]
+) -> Others | None:
     """Answers of the same id in the file's other languages, which share ids where a data set was translated.
 
     A language counts for another where it answers each of that one's drawn examples.
     """
     wanted = {example.id for examples in drawn.values() for example in examples}
     answers: dict[str, dict[str, str]] = {}
-    for example in stream_prompts(data):
+    for example in stream_prompts(data, columns=columns):
         if example.id in wanted and not is_english(example.language) and example.text.answer.strip():
             answers.setdefault(example.language, {})[example.id] = example.text.answer
     further = {
@@ -466,8 +496,8 @@ def _connection_lines(found: Mapping[str, Any] | None) -> list[str]:
 
 def write(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """lens.json, lens.md and the plots, into `folder`; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     content, page = folder / "lens.json", folder / "lens.md"
-    content.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    page.write_text(f"# {report['run']}: layer by layer\n\n{text(report, markdown=True)}\n", encoding="utf-8")
+    write_text(content, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_text(page, f"# {report['run']}: layer by layer\n\n{text(report, markdown=True)}\n")
     return [content, page, *draw(report, folder)]

@@ -26,11 +26,13 @@ import numpy as np
 from scipy import stats
 from torch import nn
 
-from pivotune.checkpoint import load_run
+from pivotune.checkpoint import anatomy_of, load_run
 from pivotune.data import Encoded, ParallelExample, PromptEncoder, Text, read_prompts
 from pivotune.data.examples import is_among, is_english
-from pivotune.data.prompts import prompt_only
-from pivotune.errors import PivotuneError, check_number
+from pivotune.data.languages import read_languages
+from pivotune.data.prompts import STYLES, prompt_only
+from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
+from pivotune.files import check_output_file, make_folder, write_text
 from pivotune.lens.entropy import EntropyCurve, question_entropies
 from pivotune.lens.plots import COLORS, GREY, new_figure, save
 from pivotune.methods.deep_supervision import paper_layers
@@ -125,6 +127,8 @@ def choose_layers(
         >>> choice = pivotune.lens.choose_layers(model, tokenizer, examples, language="zh")
         >>> DeepSupervisionConfig(conversion_layer=choice.conversion_layer, thinking_layer=choice.thinking_layer)
     """
+    if language is not None:
+        (language,) = read_languages("language", [language])
     target, english = _drawn(examples, language, limit, seed)
     encoder = PromptEncoder(tokenizer, style)
     pairs = [(one.english, one.where) for one in target if one.english is not None]
@@ -166,8 +170,11 @@ def layers(
     *,
     data: str,
     language: str | None = None,
+    columns: dict[str, str | None] | None = None,
     output: str | None = None,
+    overwrite: bool = False,
     style: str | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
     limit: int = 256,
     batch_size: int = 8,
     max_length: int = 512,
@@ -180,8 +187,12 @@ def layers(
         data: examples as in training (answers are not needed); their questions are read. English counterparts and
             English rows make the contrast.
         language: read only this language; all but English by default.
+        columns: other names of fields, as data.columns in training: {name in the file: name here}.
         output: write this path with .json, .png and .svg: curves, choice and plot.
+        overwrite: replace files that are there already.
         style: prompt style: auto, alpaca, chat or plain; by default the one that a run was trained with.
+        chat_template_kwargs: arguments of the chat template, e.g. {"enable_thinking": false}; those that a run was
+            trained with are in its own.
         limit: how many examples to draw at random; 0 takes all.
         batch_size: prompts per forward pass.
         max_length: tokens of a prompt that are read.
@@ -191,8 +202,19 @@ def layers(
         The choice, which is also printed.
     """
     check_number("limit", limit, 0, whole=True, why="; 0 takes all examples")
-    examples = read_prompts(data)
-    run = load_run(model)
+    check_number("batch_size", batch_size, 1, whole=True)
+    check_number("max_length", max_length, 1, whole=True)
+    check_seed("seed", seed)
+    if style is not None:
+        check_choice("style", style, STYLES)
+    if output is not None:
+        for ending in ("json", "png", "svg"):
+            check_output_file("output", f"{_stem(output)}.{ending}", overwrite=overwrite, new_folder=True)
+    if language is not None:
+        (language,) = read_languages("language", [language])
+    anatomy_of(model)
+    examples = read_prompts(data, columns=columns)
+    run = load_run(model, chat_template_kwargs=chat_template_kwargs)
     choice = choose_layers(
         run.model,
         run.tokenizer,
@@ -281,11 +303,15 @@ def table(choice: LayerChoice) -> str:
 
 def write_choice(choice: LayerChoice, output: str | Path, title: str = "") -> list[Path]:
     """Write `output`.json, .png and .svg; returns the files."""
-    path = Path(str(output).removesuffix(".json"))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = _stem(output)
+    make_folder(path.parent)
     content = path.with_name(f"{path.name}.json")
-    content.write_text(json.dumps(choice.as_dict(), indent=1) + "\n", encoding="utf-8")
+    write_text(content, json.dumps(choice.as_dict(), indent=1) + "\n")
     return [content, *plot(choice, path, title)]
+
+
+def _stem(output: str | Path) -> Path:
+    return Path(str(output).removesuffix(".json"))
 
 
 def plot(choice: LayerChoice, path_without_suffix: str | Path, title: str = "") -> list[Path]:

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pivotune.files import make_folder, writing
+
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
@@ -103,7 +105,7 @@ def save(figure: Figure, path_without_suffix: str | Path) -> list[Path]:
     from matplotlib.text import Text
 
     path = Path(path_without_suffix)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     png, svg = (path.with_name(f"{path.name}.{ending}") for ending in ("png", "svg"))
     for text in figure.findobj(Text):
         text.set_fontfamily(_fonts())
@@ -114,8 +116,10 @@ def save(figure: Figure, path_without_suffix: str | Path) -> list[Path]:
         warnings.catch_warnings(record=True) as told,
     ):
         warnings.simplefilter("always")
-        figure.savefig(png, dpi=150)
-        figure.savefig(svg, metadata={"Date": None})
+        with writing(png):
+            figure.savefig(png, dpi=150)
+        with writing(svg):
+            figure.savefig(svg, metadata={"Date": None})
     figure.clear()
     if any("missing from font" in str(one.message) for one in told):
         logger.warning(

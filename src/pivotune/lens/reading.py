@@ -23,6 +23,7 @@ from pivotune.errors import check_number
 from pivotune.lens.estimates import RunningMean, Tables
 from pivotune.losses import LOGITS_PER_CHUNK, pool_span
 from pivotune.taps import Tap, evaluating
+from pivotune.tokens import check_ids, rows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,6 +106,8 @@ def read(anatomy: Anatomy, examples: Sequence[ParallelExample], batch: Batch, *,
         feed_forward: keep the feed-forward outputs at the last prompt token too.
     """
     device = next(anatomy.embed.parameters()).device
+    for ids, one in zip((batch["input_ids"], batch["english_input_ids"]), ("data", "data, English"), strict=True):
+        check_ids(rows_of(anatomy.lm), ids.unique().tolist(), one)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     target = read_side(
         anatomy,

@@ -69,6 +69,59 @@ def test_the_files_say_what_was_found(two: tuple[str, str], tmp_path: Path, caps
     assert not any("▲" in table or "▼" in table for table in found.tables if "loses" in table)
 
 
+@pytest.fixture
+def small(tmp_path: Path) -> str:
+    """A run that is compared quickly."""
+    return str(write_run(tmp_path / "small", {}, benchmarks={"likelihood.xnli": ("zh",)}, items=20))
+
+
+@pytest.mark.parametrize("name", ["compare.html", "compare.json", "plots/mine.png", "plots/lens-zh/entropy.svg"])
+def test_files_that_are_there_are_replaced_only_when_asked(name: str, small: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    (output / name).parent.mkdir(parents=True, exist_ok=True)
+    (output / name).write_text("mine")
+    (output / "thesis.txt").write_text("mine")
+    with pytest.raises(PivotuneError, match=rf"^output: .*{name} already exists.*--overwrite true"):
+        compare([small], output=str(output))
+    assert {path.read_text() for path in output.rglob("*") if path.is_file()} == {"mine"}
+    compare([small], output=str(output), overwrite=True)
+    assert (output / "thesis.txt").read_text() == "mine" and (output / "compare.json").stat().st_size > 100
+    with pytest.raises(PivotuneError, match="already exists"):  # its own files too
+        compare([small], output=str(output))
+    with pytest.raises(PivotuneError, match="is a file; name a folder"):
+        compare([small], output=str(output / "thesis.txt"))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("[{", "training_log.json:1: is not valid JSON"),
+        ("{}", "a list of objects is expected"),
+        ('[{"step": "1", "loss": 2}]', "step of entry 1 is '1', not a number"),
+        ('[{"step": 1}, {"train_runtime": []}]', "train_runtime of entry 2"),
+    ],
+)
+def test_a_damaged_training_log_is_named(content: str, problem: str, small: str, tmp_path: Path) -> None:
+    Path(small, "training_log.json").write_text(content)
+    with pytest.raises(PivotuneError, match=re.escape(problem)):
+        compare([small], output=str(tmp_path / "out"))
+
+
+def test_losses_that_are_no_numbers_are_left_out(small: str, tmp_path: Path) -> None:
+    log = [{"step": 1, "loss": None, "lm": None}, {"step": 2, "loss": 1.5, "lm": 1.5}, {"train_runtime": None}]
+    Path(small, "training_log.json").write_text(json.dumps(log))
+    compare([small], output=str(tmp_path / "out"))
+    assert "1.5 → 1.5" in (tmp_path / "out" / "compare.md").read_text()
+
+
+def test_a_damaged_record_of_a_run_is_named(small: str, tmp_path: Path) -> None:
+    for content, problem in {"{": "is not valid JSON", "[]": "holds a list", '{"format": 1}': "method is None"}.items():
+        Path(small, "pivotune.json").write_text(content)
+        with pytest.raises(PivotuneError, match=rf"pivotune\.json.*{problem}"):
+            compare([small], output=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_protocols_are_never_mixed(two: tuple[str, str], tmp_path: Path) -> None:
     compare(list(two), output=str(tmp_path / "out"))
     found = Tables((tmp_path / "out" / "compare.html").read_text())
@@ -189,7 +242,7 @@ def test_the_lens_has_a_section(two: tuple[str, str], tmp_path: Path) -> None:
     assert len(list((tmp_path / "three" / "plots").glob("lens-*better/entropy.png"))) == 2
     path.write_text(json.dumps({"run": "x"}))
     with pytest.raises(PivotuneError, match=re.escape(f"{path}: is no report of `pivotune lens`")):
-        compare(list(two), output=str(tmp_path / "out"))
+        compare(list(two), output=str(tmp_path / "out"), overwrite=True)
 
 
 def test_a_single_run_has_scores_and_no_tests(two: tuple[str, str], tmp_path: Path) -> None:

@@ -38,8 +38,11 @@ class Folder:
             PivotuneError: it is missing.
         """
         for path in (self.root / relative, self.root / f"{relative}.gz"):
-            if path.is_file():
-                return path
+            try:
+                if path.is_file():
+                    return path
+            except OSError as error:
+                raise PivotuneError(f"{path}: cannot be read: {error.strerror or error}") from error
         if (self.root / "bench" / relative).is_file():
             raise PivotuneError(f"data_dir: {self.root} has no {relative}; did you mean {self.root / 'bench'}?")
         raise PivotuneError(f"{self.root / relative}: no such file. Get it from {self.source}")
@@ -69,7 +72,7 @@ def read_jsonl(path: Path, kind: type) -> list[tuple[str, Any]]:
     for where, line in read_lines(path):
         try:
             value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: no JSON, or a number of thousands of digits
             shown = line.strip()[:60]
             raise DataError(where, "malformed line", f"{error} in {shown!r}", f"{_AGAIN}: it may be cut") from error
         values.append((where, _of_kind(value, kind, where)))
@@ -80,7 +83,7 @@ def read_json(path: Path, kind: type) -> Any:
     """The one JSON value of a file, of type `kind`."""
     try:
         value = json.loads(_decode(_read(path), str(path)))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         place = f"{path}:{getattr(error, 'lineno', 1)}"
         raise DataError(place, "malformed JSON", str(error), f"{_AGAIN}: it may be cut") from error
     return _of_kind(value, kind, str(path))
@@ -104,7 +107,9 @@ def read_zipped_csv(path: Path, folder: str) -> Iterator[tuple[str, str, list[li
                 where = f"{path}:{name}"
                 text = _decode(archive.read(name), where)
                 yield where, Path(name).stem, list(csv.reader(io.StringIO(text), strict=True))
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, csv.Error) as error:
+    except DataError:
+        raise
+    except Exception as error:  # zipfile raises what it likes at damage: NotImplementedError, RuntimeError, ...
         raise DataError(str(path), "malformed archive", str(error), _AGAIN) from error
     if not names:
         raise DataError(str(path), "wrong file", f"the archive has no {folder}/*.csv", _AGAIN)

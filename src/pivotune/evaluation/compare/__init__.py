@@ -18,7 +18,6 @@ Data flows from the first of these files to the last:
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from pivotune.errors import check_choice
@@ -27,6 +26,9 @@ from pivotune.evaluation.benchmarks import PRESETS
 from pivotune.evaluation.compare.comparison import Comparison
 from pivotune.evaluation.compare.entries import CellName, Entry, Member, collect
 from pivotune.evaluation.compare.report import make_page, without_pictures
+from pivotune.files import check_output_files, make_folder, write_text
+
+FILES = ("compare.html", "compare.md", "compare.json")
 
 __all__ = ["CellName", "Comparison", "Entry", "Member", "collect", "compare"]
 
@@ -36,6 +38,7 @@ def compare(
     *,
     baseline: str | None = None,
     output: str = "comparison",
+    overwrite: bool = False,
     preset: str | None = None,
     title: str | None = None,
 ) -> dict[str, Any]:
@@ -46,6 +49,7 @@ def compare(
             but the seed are summarised; NAME=RUN or NAME=RUN1,RUN2 names an entry and its seeds.
         baseline: which of them the others are compared with, by name or folder; the first by default.
         output: folder for compare.html, compare.md, compare.json and the plots.
+        overwrite: replace files that are there already.
         preset: dft or cc: a paper's benchmarks and languages only, with its published figures beside.
         title: of the report.
 
@@ -58,18 +62,21 @@ def compare(
     """
     if preset is not None:
         check_choice("preset", preset, PRESETS)
+    folder = check_output_files("output", output, FILES, overwrite=overwrite)
+    plots = folder / "plots"
+    drawn = (path.relative_to(plots) for path in plots.rglob("*") if path.is_file())
+    check_output_files("output", plots, drawn, overwrite=overwrite)
     comparison = Comparison(collect(runs), baseline, PRESETS[preset] if preset else None)
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
     page = make_page(comparison, folder, title or "Comparison of " + ", ".join(one.name for one in comparison.entries))
     result = comparison.as_json()
-    files = {
-        "compare.html": pages.html(page),
-        "compare.md": pages.markdown(page, folder),
-        "compare.json": json.dumps(result, indent=1, ensure_ascii=False) + "\n",
-    }
-    for name, content in files.items():
-        (folder / name).write_text(content, encoding="utf-8")
     print(pages.markdown(without_pictures(page), folder))
-    print(f"Written: {', '.join(str(folder / name) for name in files)} and the plots in {folder / 'plots'}")
+    contents = (
+        pages.html(page),
+        pages.markdown(page, folder),
+        json.dumps(result, indent=1, ensure_ascii=False) + "\n",
+    )
+    make_folder(folder)
+    for name, content in zip(FILES, contents, strict=True):
+        write_text(folder / name, content)
+    print(f"Written: {', '.join(str(folder / name) for name in FILES)} and the plots in {plots}")
     return result

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pivotune.checkpoint import INFO as RUN_INFO
+from pivotune.checkpoint import read_info_file
 from pivotune.data.examples import is_english
 from pivotune.errors import PivotuneError
 from pivotune.evaluation.results import FOLDER, Evaluation, ItemResult, Key, evaluation_folder, read_evaluation
+from pivotune.options import names_in, similar
 
 # Of pivotune.json, at any depth: what seeds of one run may differ in.
 _SEEDS_AND_PLACES = {"seed", "data_seed", "output", "output_dir", "logging_dir", "run_name", "resume_from_checkpoint"}
@@ -129,7 +131,7 @@ def _specification(given: str) -> tuple[str | None, list[str]]:
     name, equals, rest = given.partition("=")
     if not equals or Path(given).exists():
         return None, [given]
-    paths = [path.strip() for path in rest.split(",") if path.strip()]
+    paths = names_in(rest)
     if not name.strip() or not paths:
         raise PivotuneError(f"runs: got {given!r}; write NAME=RUN or NAME=RUN1,RUN2.")
     return name.strip(), paths
@@ -137,16 +139,14 @@ def _specification(given: str) -> tuple[str | None, list[str]]:
 
 def _member(given: str) -> Member:
     if not Path(given).is_dir():
-        raise PivotuneError(f"runs: {given}: no such folder.")
+        raise PivotuneError(f"runs: {given}: no such folder{similar(given)}")
     folder = evaluation_folder(given)
     evaluation = read_evaluation(folder)
     if not any(evaluation.items.values()):
         raise PivotuneError(f"{folder}: holds no finished item. Run `pivotune evaluate` on it first.")
     candidates = (Path(given), folder.parent, Path(evaluation.run))
     run = next((path for path in candidates if (path / RUN_INFO).is_file()), None)
-    info = {} if run is None else read_json(run / RUN_INFO)
-    if not isinstance(info, dict):
-        raise PivotuneError(f"{run}/{RUN_INFO}: holds a {type(info).__name__}, not an object.")
+    info = {} if run is None else read_info_file(run / RUN_INFO)
     return Member(given, folder, run, evaluation, info)
 
 
@@ -203,14 +203,6 @@ def _make_unique(entries: list[Entry]) -> None:
 
 def _above(entry: Entry) -> str:
     return Path(entry.members[0].given).resolve().parent.name
-
-
-def read_json(path: Path) -> Any:
-    """Of a file; where it is malformed, the error names its line."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PivotuneError(f"{path}:{getattr(error, 'lineno', 1)}: is not valid JSON: {error}") from error
 
 
 def listed(values: Mapping[str, Any]) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from pivotune.errors import PivotuneError
 from pivotune.evaluation.compare.comparison import Comparison
-from pivotune.evaluation.compare.entries import Member, read_json
+from pivotune.evaluation.compare.entries import Member
 from pivotune.evaluation.compare.plots import file_name
 from pivotune.evaluation.page import Figures, Fold, Preformatted, Section
+from pivotune.files import read_json
 
 
 def lens_sections(comparison: Comparison, plots: Path) -> list[Section]:

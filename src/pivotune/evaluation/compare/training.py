@@ -10,9 +10,9 @@ import numpy as np
 
 from pivotune.errors import PivotuneError
 from pivotune.evaluation.compare.comparison import Comparison
-from pivotune.evaluation.compare.entries import read_json
 from pivotune.evaluation.compare.plots import Curves, term_plots
 from pivotune.evaluation.page import Cell, Figures, Part, Section, Table
+from pivotune.files import read_json
 
 Log = Sequence[Mapping[str, Any]]
 
@@ -54,14 +54,18 @@ def _log(path: Path) -> Log:
     content = read_json(path)
     if not isinstance(content, list) or not all(isinstance(one, dict) for one in content):
         raise PivotuneError(f"{path}: is no training log: a list of objects is expected.")
+    for number, entry in enumerate(content, start=1):
+        for name in ("step", "loss", "train_runtime", "train_samples_per_second"):
+            if not isinstance(value := entry.get(name), int | float | None):
+                raise PivotuneError(f"{path}: {name} of entry {number} is {value!r}, not a number.")
     return content
 
 
 def _curves(log: Log) -> Curves:
     found: dict[str, list[tuple[float, float]]] = {}
     for one in log:
-        for name, value in one.items() if "loss" in one and "step" in one else ():
-            if name == "loss" or (name not in _NO_TERMS and isinstance(value, int | float)):
+        for name, value in one.items() if "loss" in one and one.get("step") is not None else ():
+            if (name == "loss" or name not in _NO_TERMS) and isinstance(value, int | float):
                 found.setdefault(name, []).append((one["step"], float(value)))
     return found
 
@@ -69,8 +73,8 @@ def _curves(log: Log) -> Curves:
 def _cost(name: str, logs: Sequence[Log]) -> list[Cell]:
     """The name, and the means over seeds of steps, time and speed."""
     seconds = [sum(one.get("train_runtime") or 0.0 for one in log) for log in logs]
-    steps = [max((one.get("step", 0) for one in log), default=0) for log in logs]
-    speed = [one["train_samples_per_second"] for log in logs for one in log if "train_samples_per_second" in one]
+    steps = [max((one.get("step") or 0 for one in log), default=0) for log in logs]
+    speed = [one["train_samples_per_second"] for log in logs for one in log if one.get("train_samples_per_second")]
     return [
         Cell(name, f"mean of {len(logs)} seeds" if len(logs) > 1 else ""),
         Cell(f"{np.mean(steps):,.0f}"),
