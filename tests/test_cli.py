@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
 import subprocess
@@ -11,11 +13,12 @@ from typing import Any
 
 import pytest
 import yaml
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import pivotune
 from pivotune import cli
 from pivotune.checkpoint import INFO
+from pivotune.errors import PivotuneError
 from tests.runs import rows, write_base, write_rows
 
 ROOT = Path(__file__).parents[1]
@@ -125,8 +128,8 @@ def test_the_sections_are_the_method(
         (["--deep_supervision.conversion_layers=3"], "did you mean 'deep_supervision.conversion_layer'?"),
         (["--training.torch_compile", "true"], "training.torch_compile is not supported: the objectives' hooks change"),
         (["--training.max_steps", "many"], "training.max_steps: got 'many'; give a whole number."),
-        (["--training.lr_scheduler_type", "cosin"], "cosin is not a valid SchedulerType, please select one of"),
-        (["--training.report_to", "nowhere"], "nowhere is not supported"),
+        (["--training.lr_scheduler_type", "cosin"], "training.lr_scheduler_type: got 'cosin'; choose one of 'linear'"),
+        (["--training.report_to", "nowhere"], "training.report_to: got 'nowhere'; choose one of"),
         (["--method", "cc_tuning"], "method is not supported: the sections that are there are the method (deep_supe"),
         (["--cc_tuning", "yes", "--cc_tuning.temperature", "0"], "cc_tuning.temperature: got 0.0"),
         (["--cc_tuning", "2"], "cc_tuning: got '2'; give true or false."),
@@ -155,6 +158,205 @@ def test_mistakes(arguments: list[str], message: str, run_file: Path, capsys: py
 )
 def test_a_wrong_value_is_one_line(option: str, value: str, allowed: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, "evaluate", "run", f"--{option}", value) == f"{option}: got {value!r}; give {allowed}.\n"
+
+
+def test_values_as_users_type_them(run_file: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Read from --print_config, which a file of it gives back."""
+
+    def shown(*arguments: str) -> dict[str, Any]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["train", str(run_file), *arguments, "--print_config"])
+        assert ended.value.code == 0
+        return yaml.safe_load(capsys.readouterr().out)
+
+    for words in (["zh,vi"], ["zh", "vi"], ["zh,", "vi"], ["[zh,", "vi]"]):
+        assert shown("--data.languages", *words)["data"]["languages"] == ["zh", "vi"]
+    assert shown("--data.languages=[zh,vi]", "--lora.r", "4")["data"]["languages"] == ["zh", "vi"]
+    assert shown("--data.languages", "no")["data"]["languages"] == ["no"]
+    assert shown("--lora.target_modules", "q_proj,v_proj")["lora"]["target_modules"] == ["q_proj", "v_proj"]
+    assert shown("--data.train", "a.jsonl", "b.jsonl")["data"]["train"] == ["a.jsonl", "b.jsonl"]
+    training = shown("--training.bf16", "--training.fsdp", "off", "--training.seed", "7")["training"]
+    assert (training["bf16"], training["fsdp"], training["seed"]) == (True, False, 7)
+    assert shown("--training.use_cpu", "No")["training"]["use_cpu"] is False
+    assert shown("--training.learning_rate", "2e5")["training"]["learning_rate"] == 2e5
+    assert shown("--training.optim_args=-x")["training"]["optim_args"] == "-x"
+    assert shown("--training.weight_decay", "-0.5")["training"]["weight_decay"] == -0.5
+    assert shown("--training.save_total_limit", "None")["training"]["save_total_limit"] is None
+    kwargs = shown("--training.lr_scheduler_kwargs.min_lr", "1e-6")["training"]["lr_scheduler_kwargs"]
+    assert kwargs == shown("--training.lr_scheduler_kwargs", "{min_lr: 1e-6}")["training"]["lr_scheduler_kwargs"]
+    assert kwargs == {"min_lr": 1e-6}
+
+
+def test_the_norwegian_problem(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = run_file.with_name("more.yaml")
+    more.write_text(
+        "data: {languages: [no, on, y]}\noutput: 010\n"
+        "training: {save_strategy: no, eval_strategy: no, fsdp: off, learning_rate: 1e-5, max_steps: 010}\n"
+    )
+    with pytest.raises(SystemExit):
+        cli.main(["train", str(run_file), str(more), "--print_config"])
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["data"]["languages"] == ["no", "on", "y"]
+    assert shown["output"] == "010"
+    training = shown["training"]
+    assert [training[name] for name in ("save_strategy", "eval_strategy", "fsdp")] == ["no", "no", False]
+    assert (training["learning_rate"], training["max_steps"]) == (1e-5, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--training.learning_rate"], "training.learning_rate: has no value; give a number."),
+        (["train", "--output"], "output: has no value; give text."),
+        (["train", "--lora.r", "4", "8"], "command line: '8' belongs to no option and is no YAML file."),
+        (["train", "--data.train", "a", "--data.train", "b"], "--data.train is given twice. Give all of its values"),
+        (["train", "--training.learning-rate", "1"], "did you mean 'training.learning_rate'?"),
+        (["train", "-o", "x"], "unknown option '-o'"),
+        (["train", "--lora", "3"], "unknown option 'lora'; did you mean 'lora.r'?"),
+        (["train", "--output", "null"], "output: got 'null'; give text."),
+        (["generate"], "pivotune generate needs RUN; see pivotune generate --help."),
+        (["lens", "run"], "pivotune lens needs --data; see pivotune lens --help."),
+        (["evaluate", "run", "more"], "command line: 'more' belongs to no option."),
+        (["generate", "run", "-x"], "unknown option '-x'"),
+        (["evaluate", "run", "--limit", "--restart"], "limit: has no value; give a whole number."),
+        (["compare"], "pivotune compare needs RUNS"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_words_that_fit_nowhere(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in refused(capsys, *arguments)
+
+
+def test_words_and_where_they_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switches, lists and what is left of them, in any order; -- ends the options."""
+    given: dict[str, Any] = {}
+
+    def ask(
+        run: str,
+        prompts: list[str] | None = None,
+        *,
+        languages: str | list[str] | None = None,
+        overwrite: bool = False,
+        columns: dict[str, str | None] | None = None,
+        seed: int = 0,
+    ) -> None:
+        given.update(run=run, prompts=prompts, languages=languages, overwrite=overwrite, columns=columns, seed=seed)
+
+    monkeypatch.setitem(cli.COMMANDS, "ask", cli.Command("ask", "here:ask", ("run", "prompts*")))
+    monkeypatch.setattr(cli, "_function", lambda command: ask)
+
+    def said(*arguments: str) -> tuple[Any, ...]:
+        given.clear()
+        cli.main(["ask", *arguments])
+        return tuple(value for value in given.values() if value)
+
+    assert said("r", "p", "q") == ("r", ["p", "q"])
+    assert said("--overwrite", "r") == ("r", True)
+    assert said("--overwrite", "no", "r") == ("r",)
+    assert said("r", "--overwrite") == ("r", True)
+    assert said("--languages", "zh", "vi", "r") == ("r", ["zh", "vi"])
+    assert said("--languages", "zh,vi", "r") == ("r", ["zh", "vi"])
+    assert said("r", "--languages", "zh", "vi") == ("r", ["zh", "vi"])
+    assert said("--seed", "3", "r", "- what?", "-5 + 3?") == ("r", ["- what?", "-5 + 3?"], 3)
+    assert said("r", "--seed", "3", "--", "--seed", "-h") == ("r", ["--seed", "-h"], 3)
+    assert said("r", "--columns.text", "no", "--columns.answer=null") == ("r", {"text": "no", "answer": None})
+    assert said("r", "--seed", "1", "--seed", "2") == ("r", 2)
+
+
+RANGES = {
+    "generate": "batch_size 0, batch_size -1, max_new_tokens 0, num_beams 0, temperature -1, seed -1, seed 4294967296, "
+    "style markdown, connection matrix, connection english",
+    "evaluate": "batch_size 0, max_new_tokens 0, limit 0, limit -3, style auto, connection matrix, languages xx, "
+    "languages []",
+    "layers": "batch_size 0, limit -1, max_length 0, seed -1, style markdown",
+    "lens": "batch_size 0, limit -1, max_length 1, block 1, seed -1, style markdown, layers 1, layers 1 9, "
+    "layers 1 2 3, layers one two, measures entropy heat, measures []",
+    "demo": "epochs 0, epochs -1, seed -1, languages xx, languages en, languages []",
+}
+
+
+@pytest.mark.parametrize(
+    "words", [f"{name} --{words}" for name, found in RANGES.items() for words in found.split(", ")]
+)
+def test_values_out_of_range(
+    words: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused before a model is loaded or a benchmark is read."""
+
+    def never(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", never)
+    monkeypatch.setattr("pivotune.evaluation.evaluate.load", never)
+    data = write_rows(tmp_path / "data.jsonl", rows(4))
+    name, *options = words.split(" ")
+    start = {
+        "generate": [base, "hello"],
+        "evaluate": [base, "--benchmarks", "xquad", "--data_dir", tmp_path, "--output", tmp_path / "evaluation"],
+        "layers": [base, "--data", data],
+        "lens": [base, "--data", data, "--output", tmp_path / "lens"],
+        "demo": ["--output", tmp_path / "demo"],
+    }[name]
+    message = refused(capsys, name, *start, *options)
+    assert message.startswith(f"{options[0].removeprefix('--')}: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl"]
+
+
+def test_lists_of_the_other_commands(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_rows(tmp_path / "data.jsonl", rows(8))
+    reports = []
+    for number, words in enumerate((["entropy,similarity"], ["entropy", "similarity"], ["[entropy,", "similarity]"])):
+        output = tmp_path / str(number)
+        options = [
+            "--data",
+            str(data),
+            "--output",
+            str(output),
+            "--languages",
+            "zh",
+            "--layers",
+            "1",
+            "3",
+            "--measures",
+        ]
+        cli.main(["lens", str(base), *options, *words])
+        reports.append(json.loads((output / "lens.json").read_text()))
+    assert reports[0] == reports[1] == reports[2]
+    assert reports[0]["layers"] == {"conversion": 1, "thinking": 3, "count": 3}
+    assert {"entropy", "similarity"} <= set(reports[0]["languages"]["zh"])
+
+
+JUNK = ["@", "[", "{", "[1, {a: 2}]", "{a: b}", "nan", "-1e999", "9" * 400, "ключ", "a,b", "-7", "", "null", "True"]
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_junk_in_every_option(
+    name: str, run_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line that names the option; where the junk may be text, the command is reached."""
+    command = cli._function(cli.COMMANDS[name])
+
+    def reached(*arguments: Any, **options: Any) -> None:
+        if name == "train":
+            arguments[0].check()
+        raise PivotuneError("reached")
+
+    monkeypatch.setattr(cli, "_function", lambda _: functools.wraps(command)(reached))
+    if name == "train":
+        options, start = list(cli._Configuration().kinds), [name, str(run_file)]
+    else:
+        positional = [one.removesuffix("*") for one in cli.COMMANDS[name].positional]
+        options = [one for one in inspect.signature(command).parameters if one not in positional]
+        start = [name, "run", *(["--data=data"] if name in ("layers", "lens") else [])]
+    start = [one for one in start if one != "run" or name != "demo"]
+    for option in options:
+        for junk in JUNK:
+            message = refused(capsys, *start, f"--{option}={junk}").rstrip("\n")
+            assert "\n" not in message, (option, junk)
+            words = ("class", "typing", "Traceback", "NoneType", "Union", "Literal", "Enum")
+            assert not any(word in message for word in words), (option, junk, message)
+            group = option.partition(".")[0]
+            assert message == "reached" or group in message, (option, junk, message)
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,10 @@ def test_refused_and_hidden_options_exist() -> None:
         (lambda c: setattr(c, "objectives", [LAYERS, LAYERS]), "objectives: the same objective is given twice"),
         (lambda c: setattr(c.model, "dtype", "int8"), "model.dtype: got 'int8'"),
         (lambda c: setattr(c.lora, "alpha", 8), "lora.alpha: has no effect without adapters. Set lora.r"),
+        (
+            lambda c: (setattr(c.data, "style", "alpaca"), setattr(c.data, "chat_template_kwargs", {"a": 1})),
+            "data.chat_template_kwargs: has no effect with data.style: alpaca",
+        ),
         (lambda c: setattr(c.lora, "r", -1), "lora.r: got -1"),
         (lambda c: setattr(c.training, "label_smoothing_factor", 0.1), "label_smoothing_factor: is not supported"),
         (lambda c: setattr(c.training, "eval_strategy", "steps"), "training.eval_strategy: needs examples"),

@@ -1,4 +1,4 @@
-"""Values as users write them, on the command line and in YAML files: read by the option's type, refused in our words."""
+"""Values as users write them, in YAML files and on the command line: read by the option's type."""
 
 from __future__ import annotations
 
@@ -68,7 +68,11 @@ def written(kind: Any, text: str) -> Any:
         (str | list[str], "all-linear", "all-linear"),
         (str | list[str], "q_proj,v_proj", ["q_proj", "v_proj"]),
         (str | list[str], r"layers\.[0-9]{1,2}\.(q|v)", r"layers\.[0-9]{1,2}\.(q|v)"),
-        (dict[str, Any] | str | None, "{a: 1e-5, b: off, c: {d: no way}}", {"a": 1e-5, "b": False, "c": {"d": "no way"}}),
+        (
+            dict[str, Any] | str | None,
+            "{a: 1e-5, b: off, c: {d: no way}}",
+            {"a": 1e-5, "b": False, "c": {"d": "no way"}},
+        ),
         (dict[str, str | None] | None, "{text: no, other: null}", {"text": "no", "other": None}),
     ],
 )
@@ -87,9 +91,18 @@ def test_quotes_make_text() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("zh,vi",), ("zh", "vi"), ("zh,", "vi"), ("zh", ",vi"), ("[zh,vi]",), ("[zh,", "vi]"), ("['zh',", '"vi"]'), ('"zh","vi"',)],
+    [
+        ("zh,vi",),
+        ("zh", "vi"),
+        ("zh,", "vi"),
+        ("zh", ",vi"),
+        ("[zh,vi]",),
+        ("[zh,", "vi]"),
+        ("['zh',", '"vi"]'),
+        ('"zh","vi"',),
+    ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_lists_on_the_command_line(words: tuple[str, ...]) -> None:
     for kind in (NAMES, str | list[str], str | list[str] | None):
         assert said(kind, *words) == ["zh", "vi"]
@@ -108,7 +121,10 @@ def test_names_survive_their_list(names: list[str]) -> None:
     assert names_in(",".join(names)) == names_in(", ".join(names)) == names_in(f"[{', '.join(names)}]") == names
 
 
-@given(st.sampled_from(KINDS), st.text(max_size=12) | st.sampled_from(["[", "{a", "[1, {}]", "nan", "inf", "1e999", "*a", "&a"]))
+@given(
+    st.sampled_from(KINDS),
+    st.text(max_size=12) | st.sampled_from(["[", "{a", "[1, {}]", "nan", "inf", "1e999", "*a", "&a"]),
+)
 def test_any_text_is_read_or_refused(kind: Any, text: str) -> None:
     """Never another exception; never words of the type system."""
     try:
@@ -119,7 +135,7 @@ def test_any_text_is_read_or_refused(kind: Any, text: str) -> None:
         assert not any(word in message for word in ("class", "typing", "NoneType", "Union", "list[", "Literal"))
 
 
-# A file ----------------------------------------------------------------------------------------------------------------
+# A file --------------------------------------------------------------------------------------------------------------
 
 
 def options_of(path: Path, content: str | bytes) -> dict[str, Any]:

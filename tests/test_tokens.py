@@ -225,6 +225,24 @@ def test_evaluation_stops_too(tmp_path: Path) -> None:
     assert generate_texts(model, tokenizer, ["2 + 2?"], max_new_tokens=12) == ["4"]
 
 
+def test_the_harness_stops_too(tmp_path: Path) -> None:
+    """It needs an EOS, which this tokenizer lacks, and pads with its own token, which the table lacks."""
+    from lm_eval.api.instance import Instance
+
+    from pivotune.evaluation.likelihood import PivotuneLM
+
+    tokenizer = tokenizer_of_shape("no EOS")
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    base = write_model(tmp_path, tokenizer, rows=len(tokenizer) - 1)
+    run = load_run(base)
+    saying(run.model, run.tokenizer, ["a", "<|im_end|>", "b", "b"])
+    lm = PivotuneLM(str(base), batch_size=2, run=run)
+    asked = [
+        Instance("generate_until", {}, (text, {"until": ["\n"], "max_gen_toks": 4}), 0) for text in ("q ", "long q ")
+    ]
+    assert [answer.strip() for answer in lm.generate_until(asked, disable_tqdm=True)] == ["a", "a"]
+
+
 def test_template_arguments_go_with_the_run(tmp_path: Path) -> None:
     """Trained, saved and asked with them; the base model is asked with them on request."""
     base = write_shape(tmp_path / "base", "Qwen3")

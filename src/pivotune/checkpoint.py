@@ -487,7 +487,7 @@ def read_info(path: str | Path) -> dict[str, Any]:
         PivotuneError: the folder does not exist, is half-written or of a newer Pivotune, or a file in it is damaged.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         _source(path)
         return {}
     if is_complete(folder):
@@ -537,8 +537,6 @@ def read_info_file(path: str | Path) -> dict[str, Any]:
     for section in ("versions", "training", "objectives", "found", "asked"):
         if not isinstance(info.get(section, {}), dict):
             raise wrong(f"{section} is {info[section]!r}, not an object")
-    if not isinstance(info.get("tensors", []), list):
-        raise wrong(f"tensors is {info['tensors']!r}, not a list")
     if info["format"] > FORMAT:
         made = info.get("versions", {}).get("pivotune")
         raise PivotuneError(f"{path}: was written by Pivotune {made}, and this is {pivotune.__version__}. Upgrade.")
@@ -547,6 +545,8 @@ def read_info_file(path: str | Path) -> dict[str, Any]:
             f"{path}: was written by an earlier version of Pivotune, which had methods instead of objectives. Train "
             "the run again, or open it with that version."
         )
+    if not isinstance(info.get("tensors"), list):
+        raise wrong(f"tensors is {info.get('tensors')!r}, not a list")
     for name in ("base_model", "dtype") if info.get("adapter") else ():
         if not isinstance(info.get(name), str):
             raise wrong(f"{name} is {info.get(name)!r}, not a string")
@@ -693,7 +693,7 @@ def open_config(path: str | Path, revision: str | None = None) -> PretrainedConf
         PivotuneError: there is no such model, it is of another kind, or it wants to run code of its own.
     """
     where = _source(path)
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         read_info(path)  # refuses what is half-written or damaged
         if (Path(path) / ADAPTER_CONFIG).is_file():
             raise PivotuneError(f"{path}: is an adapter. Merge it into its base model first (PEFT's merge_and_unload).")
@@ -757,7 +757,7 @@ def open_model(path: str | Path, revision: str | None = None, **options: Any) ->
     if model.config.model_type in TEXT_PARTS:
         model = text_part(model)
     if "gguf_file" in where:
-        _forget_gguf(model, path)
+        _forget_gguf(model)
     return model
 
 
@@ -779,13 +779,13 @@ def _source(path: str | Path) -> dict[str, str]:
         PivotuneError: a folder or file that does not exist, or that is no model.
     """
     folder = Path(path)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # unlike Path.is_dir, it does not raise at impossible names
         return {"pretrained_model_name_or_path": str(path)}
-    if folder.suffix.lower() == ".gguf" and folder.is_file():
+    if folder.suffix.lower() == ".gguf" and os.path.isfile(folder):
         if not is_gguf_available():
             raise PivotuneError(f"{path}: GGUF files need the package gguf: pip install 'pivotune[gguf]'.")
         return {"pretrained_model_name_or_path": str(folder.parent), "gguf_file": folder.name}
-    if folder.exists():
+    if os.path.exists(folder):
         raise PivotuneError(f"{path}: is a file. Give the folder that holds the model, or a GGUF file.")
     if _looks_local(path):
         raise PivotuneError(f"{path}: no such folder{similar(path)}")
@@ -816,13 +816,13 @@ def _why_not(path: str | Path, error: Exception) -> str:
         named = re.search(r"model type `(.*?)`", str(error))
         what = f"architecture {named[1]!r}" if named else "its architecture"
         return f"{path}: {what} is not known to transformers {transformers.__version__}."
-    if not Path(path).exists():
+    if not os.path.exists(path):
         hint = similar(path) if Path(path).parent.is_dir() else "."
         return f"{path}: no such folder, and no model that the hub gives ({why}){hint}"
     return f"{path}: its configuration cannot be read: {why}."
 
 
-def _forget_gguf(model: Any, path: str | Path) -> None:
+def _forget_gguf(model: Any) -> None:
     """What transformers notes about a quantised file: the weights are ordinary ones now, and are to be saved."""
     for name in ("hf_quantizer", "quantization_method"):
         if hasattr(model, name):
@@ -830,7 +830,6 @@ def _forget_gguf(model: Any, path: str | Path) -> None:
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.config._name_or_path = str(path)
 
 
 def repair_generation(config: GenerationConfig, path: str | Path) -> list[str]:
@@ -865,6 +864,8 @@ def check_generation(path: str | Path, revision: str | None = None) -> None:
         if (Path(path) / "generation_config.json").is_file():
             raise PivotuneError(f"{path}: generation_config.json cannot be read: {reason(error)}") from error
         return  # there is none
+    except ValueError as error:
+        raise PivotuneError(f"{path}: generation_config.json is wrong: {reason(error)}.") from error
     repair_generation(config, path)
 
 

@@ -17,7 +17,6 @@ import re
 import select
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from pivotune import __version__
@@ -126,7 +125,7 @@ def _train(name: str, arguments: list[str]) -> None:
     more = {"config": list[str], "print_config": bool}
     words, files = _split(arguments, kinds | more, reasons, needed=1)
     for file in [*files, *words.pop("config", [])]:
-        if not (file.endswith((".yaml", ".yml", ".json")) or Path(file).is_file()):
+        if not (file.endswith((".yaml", ".yml", ".json")) or os.path.isfile(file)):
             raise PivotuneError(f"command line: {file!r} belongs to no option and is no YAML file.")
         for option, (node, where) in read_file(file, configuration.is_group, configuration.objectives).items():
             known = _known(option, kinds, reasons, where)

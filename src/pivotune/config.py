@@ -248,6 +248,10 @@ class RunConfig:
             raise PivotuneError("lora.target_modules: names no layer. Name some, such as q_proj,v_proj, or all-linear.")
         if self.lora.r == 0 and (changed := changed_fields(self.lora)):
             raise PivotuneError(f"lora.{changed[0]}: has no effect without adapters. Set lora.r, e.g. to 16.")
+        if self.data.chat_template_kwargs and self.data.style in ("alpaca", "plain"):
+            raise PivotuneError(
+                f"data.chat_template_kwargs: has no effect with data.style: {self.data.style}. Remove it."
+            )
         check_columns("data.columns", self.data.columns or {})
         read_languages("data.languages", self.data.languages or [])
         read_languages("data.language", [] if self.data.language is None else [self.data.language])

@@ -30,7 +30,8 @@ def check_number(
 ) -> None:
     """Raise a PivotuneError unless `value` is a finite number >= `minimum` (> with `exclusive`) and < `below`, `whole`
     or not."""
-    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    fits = fits and (isinstance(value, int) or math.isfinite(value))
     if not fits or value < minimum or (exclusive and value == minimum) or value >= below:
         kind = "whole number" if whole else "number"
         end = "" if below == math.inf else f" and < {below}"

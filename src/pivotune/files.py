@@ -39,7 +39,9 @@ def check_output_file(option: str, path: str | Path, *, overwrite: bool = False,
     if os.path.isdir(path):  # unlike Path.is_dir, it does not raise where permission is missing
         raise PivotuneError(f"{option}: {path} is a folder; name a file.")
     if os.path.lexists(path) and not overwrite:
-        raise PivotuneError(f"{option}: {path} already exists. Name another file, or replace it with --overwrite true.")
+        raise PivotuneError(
+            f"{option}: {path} already exists. Name another place, or replace it with --overwrite true."
+        )
     folder = Path(os.path.realpath(path)).parent
     if not os.path.isdir(folder) and not new_folder:
         raise PivotuneError(f"{option}: the folder of {path} does not exist; create it first.")

@@ -11,6 +11,7 @@ import codecs
 import difflib
 import enum
 import math
+import os
 import re
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -51,7 +52,7 @@ def names_in(value: str | Iterable[str]) -> list[str]:
 def from_words(words: Sequence[str], kind: Any) -> Node:
     """The value that these words of a command line make up: several are a list, where the option takes one."""
     joined = " ".join(words)
-    if joined.startswith(("[", "{")) and not Path(joined).exists():
+    if joined.startswith(("[", "{")) and not os.path.exists(joined):
         try:
             return _compose(joined)
         except yaml.YAMLError:
@@ -59,7 +60,7 @@ def from_words(words: Sequence[str], kind: Any) -> Node:
     if len(words) == 1 or not takes_list(kind):
         return _scalar(joined)
     # zh vi, and what is left of "zh, vi" where the shell has split it
-    items = [item for word in words for item in ([word] if Path(word).exists() else names_in(word))]
+    items = [item for word in words for item in ([word] if os.path.exists(word) else names_in(word))]
     return SequenceNode("tag:yaml.org,2002:seq", [_scalar(item) for item in items])
 
 
@@ -183,7 +184,7 @@ def _read_one(node: Node, kind: Any, several: bool) -> Any:
             return [_read(item, item_kind) for item in node.value]
         if not isinstance(node, ScalarNode) or _is_nothing(node):
             raise ValueError
-        names = [node.value] if Path(node.value).exists() else names_in(node.value)
+        names = [node.value] if os.path.exists(node.value) else names_in(node.value)
         if several and len(names) < 2 and not node.value.endswith(","):
             raise ValueError
         return [_read(_scalar(name), item_kind) for name in names]
@@ -202,9 +203,9 @@ def _read_scalar(node: ScalarNode, kind: Any) -> Any:
         return None
     elif kind is bool and text.lower() in _TRUE + _FALSE:
         return text.lower() in _TRUE
-    elif kind is int and re.fullmatch(r"[+-]?\d+", text):
+    elif kind is int and re.fullmatch(r"[+-]?\d{1,18}", text):
         return int(text)
-    elif kind is int and (number := float(text)).is_integer():  # 1e3
+    elif kind is int and (number := float(text)).is_integer() and abs(number) < 2**53:  # 1e3
         return int(number)
     elif kind is float and math.isfinite(number := float(text)):
         return number

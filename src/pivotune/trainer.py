@@ -224,15 +224,18 @@ class PivotuneTrainer(Trainer):
 
     # Whether it trains, and with numbers ---------------------------------------------------------------------------
 
-    def _trained(self) -> dict[str, Tensor]:
-        """Parameters that train, by the names they have in the model."""
+    def _parameters(self) -> dict[str, Tensor]:
+        """All of them, by the names they have in the files of a run."""
         named = self.method.named_parameters()
-        return {name.removeprefix("model."): parameter for name, parameter in named if parameter.requires_grad}
+        return {name.removeprefix("model.").removeprefix("objectives."): value for name, value in named}
+
+    def _trained(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self._parameters().items() if value.requires_grad}
 
     def _start(self) -> None:
         """When all is loaded and no step made: raise a PivotuneError where the run cannot go well."""
         done, steps = self.state.global_step, self.state.max_steps
-        wrong = finite.broken_names(self.method.named_parameters(), self._sum)
+        wrong = finite.broken_names(self._parameters().items(), self._sum)
         if self._optimizer_is_broken():
             wrong.append("the optimizer's state")
         if wrong:

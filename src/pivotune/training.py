@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.compute as pc
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import IntervalStrategy, TrainingArguments, set_seed
@@ -159,7 +160,7 @@ def _plan(config: RunConfig, args: TrainingArguments, begun: Path | None) -> Pla
     if begun is not None:
         resume.compare(begun, record, {**info, **resume.options_record(config, args)})
     tokenizer = checkpoint.open_tokenizer(config.model.path, config.model.revision)
-    fix_template_kwargs(tokenizer, config.data.chat_template_kwargs)
+    fix_template_kwargs(tokenizer, config.data.chat_template_kwargs, "data.chat_template_kwargs")
     rows, report, style = _tokenised(config, "train", config.data.train, tokenizer)
     _check_pairs(config, report)
     check_batches(rows, args)
@@ -264,7 +265,7 @@ def _with_adapters(model: Any, options: LoraOptions) -> nn.Module:
         lora_dropout=options.dropout,
         target_modules=options.target_modules,
     )
-    layers = [name for name, parameter in model.named_parameters() if parameter.dim() == 2]
+    layers = [name for name, one in model.named_parameters(remove_duplicate=False) if one.dim() == 2]
     for wanted in [] if isinstance(options.target_modules, str) else options.target_modules:
         if not any(f".{layer}".endswith(f".{wanted}.weight") for layer in layers):
             found = ", ".join(sorted({layer.split(".")[-2] for layer in layers}))
@@ -287,7 +288,13 @@ def _with_adapters(model: Any, options: LoraOptions) -> nn.Module:
 def _fit(config: RunConfig, model: nn.Module, tokenizer: Any, report: Report, *splits: datasets.Dataset | None) -> None:
     """Make model and tokenizer fit each other and the data: vocabulary, padding, ends, context."""
     columns = ("input_ids", "english_prompt_ids", "english_answer_ids")
-    used = (token for rows in splits if rows for name in columns for ids in rows[name] for token in ids or ())
+    used = (
+        token
+        for rows in splits
+        if rows is not None
+        for name in columns
+        for token in pc.unique(pc.list_flatten(rows.data.column(name))).to_pylist()
+    )
     done = tokens.fit_vocabulary(model, tokenizer, used, config.model.path, adapters=config.lora.r > 0)
     if done and config.training.process_index == 0:
         print(f"{done}.", flush=True)
@@ -295,9 +302,8 @@ def _fit(config: RunConfig, model: nn.Module, tokenizer: Any, report: Report, *s
     tokens.align(model, tokenizer, tokenizer.convert_tokens_to_ids(list(report.ends)))
     for split, rows in zip(("train", "eval"), splits, strict=True):
         if rows is not None:
-            english = zip(rows["english_prompt_ids"], rows["english_answer_ids"], strict=True)
-            lengths = [len(ids) for ids in rows["input_ids"]]
-            lengths += [len(prompt) + len(answer) for prompt, answer in english if prompt is not None]
+            target, *english = (pc.list_value_length(rows.data.column(name)) for name in columns)
+            lengths = [*target.to_pylist(), *pc.add(*english).drop_null().to_pylist()]
             fix = "Lower data.max_length to it: longer answers are then cut and counted."
             tokens.check_context(model, tokenizer, lengths, f"data.{split}, texts", fix)
 

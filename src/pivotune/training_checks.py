@@ -12,9 +12,9 @@ import dataclasses
 import importlib.util
 import inspect
 import json
+import os
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -137,7 +137,7 @@ def check_libraries(args: TrainingArguments) -> None:
 def _check_mappings(args: TrainingArguments) -> None:
     for name in _MAPPINGS:
         value = getattr(args, name, None)
-        if not isinstance(value, str) or (name in _FILES and Path(value).is_file()):
+        if not isinstance(value, str) or (name in _FILES and os.path.isfile(value)):
             continue
         try:
             content = json.loads(value)

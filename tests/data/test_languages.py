@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from babel import Locale
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pivotune.data.examples import is_among, is_english
@@ -82,7 +82,9 @@ CODES = st.sampled_from(sorted(Locale("en").languages))
 
 @given(CODES)
 def test_every_english_name_is_its_code(code: str) -> None:
-    named = read_language(Locale("en").languages[code])
+    name = Locale("en").languages[code]
+    assume(len(name) > 3)  # Asu is the name of asa, and asu another language: codes win
+    named = read_language(name)
     assert named.split("-")[0] == read_language(code).split("-")[0]
 
 

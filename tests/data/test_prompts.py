@@ -296,6 +296,10 @@ TEMPLATES = {
         CHATML.replace("assistant\n", "assistant\n<think>\n"),
         ["does not continue its own prompt", "'cc'"],
     ),
+    "ends an answer before it begins": (
+        CHATML_EOS.replace("{{ m.content | trim }}", "{{ m.content if m.role == 'user' else eos_token + m.content }}"),
+        ["writes '</s>', which ends an answer, before its end"],
+    ),
     "refuses a role": ("{{ raise_exception('System role not supported') }}", ["System role not supported", "user"]),
 }
 
@@ -398,11 +402,9 @@ def test_reasoning_in_what_was_generated(generated: str, printed: str, answer: s
     assert without_reasoning(generated) == answer
 
 
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", min_size=1), inner, max_size=3),
-    max_leaves=5,
-)
+SCALARS = st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"]))
+LISTS = st.lists(SCALARS, max_size=3)
+VALUES = SCALARS | LISTS | st.dictionaries(st.text("ab", min_size=1), SCALARS | LISTS, max_size=3)
 
 
 @given(VALUES)
@@ -428,7 +430,7 @@ def test_template_arguments_that_cannot_be() -> None:
     with pytest.raises(PivotuneError, match="got 'enable_thinking', which the tokenizer's chat template does not read"):
         fix_template_kwargs(tokenizer, {"enable_thinking": False})
     tokenizer = tokenizer_of_shape("Qwen3")
-    with pytest.raises(PivotuneError, match="enable_thinking is <object"):
+    with pytest.raises(PivotuneError, match="enable_thinking: got <object"):
         fix_template_kwargs(tokenizer, {"enable_thinking": object()})
 
 
@@ -513,6 +515,9 @@ def test_an_end_token_behind_an_answer_is_its_end(style: str) -> None:
         rendered = encoder.render(Text(f"b{ending}", "a"))
         assert rendered.notes == (ENDED,)
         assert encoder.tokenize([rendered])[0].answer_ids == plain.answer_ids
+        if style == "chat":  # in an earlier answer too
+            turns = [(Turn("user", "x"), Turn("assistant", f"y{end}")) for end in ("", ending)]
+            assert encoder.render(Text("b", "a", context=turns[0])) == encoder.render(Text("b", "a", context=turns[1]))
     with pytest.raises(DataError, match=r"empty answer: the answer '<\|im_end\|>' is an end token and nothing else"):
         encoder.render(Text("<|im_end|>", "a"))
 

@@ -21,6 +21,7 @@ from pivotune.errors import PivotuneError
 from pivotune.method import Method
 from pivotune.objectives import CCTuningConfig
 from tests.data.tiny_tokenizers import BOS, byte_level
+from tests.gguf_file import write_gguf
 from tests.reference import cc_tuning as reference
 from tests.reference import likelihood as likelihood_reference
 from tests.runs import WORDS, rows, write_base
@@ -195,6 +196,14 @@ def test_without_a_connection_every_number_is_that_of_hflm(
     assert ours.connection_mode == "none"
     theirs = HFLM(folder, device="cpu", batch_size=batch_size)
     assert answers(ours, tasks, *ALL) == answers(theirs, tasks, *ALL)
+
+
+def test_a_gguf_file_too(base: Path, tasks: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="needs the package gguf (the extra gguf)")
+    file = write_gguf(base, tmp_path / "tiny.gguf")
+    names = ["xcopa_zh", "lambada_zh"]
+    ours = answers(PivotuneLM(str(file), device="cpu", batch_size=4), tasks, *names)
+    assert ours == answers(PivotuneLM(str(base), device="cpu", batch_size=4), tasks, *names)
 
 
 def test_few_shot_and_automatic_batches_too(run: str, tasks: Path) -> None:

@@ -1,8 +1,13 @@
-"""The demo end to end, shortened: its tables, its files, and that what is supervised has moved."""
+"""The demo end to end, shortened: its tables, its files, that what is supervised has moved, and how it ends early."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +15,18 @@ import pytest
 
 from experiments.lab import RATES
 from pivotune.errors import PivotuneError
+from pivotune.lab import demo as module
+from pivotune.lab import workers
 from pivotune.lab.demo import ROWS, TITLES, Score, demo
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.world import World
 
 
-def test_the_demo_prints_tables_and_writes_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_the_demo_prints_tables_and_writes_its_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "cores", lambda: 2)
     demo(str(tmp_path), languages="zh", epochs=1.0)
     printed = capsys.readouterr().out
     rows = [
@@ -42,8 +53,43 @@ def test_the_demo_prints_tables_and_writes_its_files(tmp_path: Path, capsys: pyt
     for what in ("cosine at i", "cosine at j"):
         assert 1 - inside["deep supervision, feature"][what] < 0.98 * (1 - inside["TFT"][what])
 
-    demo(str(tmp_path), languages="zh", epochs=0.05)  # a second demo replaces the first
-    assert json.loads((tmp_path / "results.json").read_text())["epochs"] == 0.05
+    # A second demo replaces the first; and on one core it gives the same numbers.
+    monkeypatch.setattr(module, "ROWS", {"TFT": ROWS["TFT"]})
+    monkeypatch.setattr(workers, "cores", lambda: 1)
+    demo(str(tmp_path), languages="zh", epochs=1.0)
+    again = json.loads((tmp_path / "results.json").read_text())
+    for table in ("scores", "inside"):
+        assert again[table] == {name: results[table][name] for name in ("base model", "TFT")}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="sends the signal of Ctrl-C to a group of processes")
+def test_an_interruption_ends_with_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pivotune", "demo", "--languages", "zh", "--output", str(tmp_path / "demo")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,  # a group of its own, as a terminal makes
+    ) as process:
+        assert process.stdout is not None
+        while "at a time" not in process.stdout.readline():
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        _, shown = process.communicate()
+    assert process.returncode == 130
+    assert [line for line in shown.splitlines() if "WARNING" not in line] == ["pivotune: interrupted"]
+    for _ in range(100):  # its processes have ended too
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("a process of the demo goes on")
 
 
 def test_only_the_folder_of_a_demo_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,6 +218,7 @@ def test_a_sample_and_all(folder: Path, tmp_path: Path) -> None:
         str(folder / "base"),
         data=str(folder / "pairs.jsonl"),
         output=str(tmp_path),
+        overwrite=True,
         limit=0,
         measures="entropy",
         languages="zh",

@@ -55,15 +55,17 @@ def test_the_command_refuses(base: Path, data: Path, capsys: pytest.CaptureFixtu
 def test_files_that_are_there_are_replaced_only_when_asked(
     ending: str, base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine = tmp_path / f"curves.{ending}"
+    folder = tmp_path / "layers"
+    folder.mkdir()
+    mine = folder / f"curves.{ending}"
     mine.write_text("mine")
-    options: dict[str, Any] = dict(data=str(data), limit=2, output=str(tmp_path / "curves"))
+    options: dict[str, Any] = dict(data=str(data), limit=2, output=str(folder / "curves"))
     with monkeypatch.context() as patch, pytest.raises(PivotuneError, match=rf"^output: .*\.{ending} already exists"):
         patch.setattr("pivotune.lens.layers.load_run", lambda *_: pytest.fail("the model is loaded"))
         layers(str(base), **options)
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+    assert [path.read_text() for path in folder.iterdir()] == ["mine"]
     layers(str(base), **options, overwrite=True)
-    assert len(list(tmp_path.iterdir())) == 3 and mine.stat().st_size > 1000
+    assert len(list(folder.iterdir())) == 3 and mine.stat().st_size > 1000
     with pytest.raises(PivotuneError, match="already exists"):  # its own files too
         layers(str(base), **options)
     with pytest.raises(PivotuneError, match="is a file, so"):

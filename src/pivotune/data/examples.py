@@ -21,8 +21,9 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from pivotune.data.languages import UNDETERMINED, is_among, is_english, read_language
@@ -51,6 +52,7 @@ _LANGUAGE_NAMES = ("language_code", "lang_code", "language", "lang")
 _ENGLISH_NAME = re.compile(r"(?:en|eng|english)[_.-](.+)|(.+)[_.-](?:en|eng|english)")
 # They change what is asked or answered, so that leaving them out has to be somebody's decision.
 _MEANINGFUL = ("history", "chosen", "rejected", "tools", "functions", "images", "image", "audio")
+_KNOWN = (*_SIDE, *_ALIASES, *_LANGUAGE_NAMES, "english")
 _CHOICES = "instruction/input/output, prompt/completion or messages"
 COLUMNS = (*_SIDE, "id", "language", "english", *(f"english.{name}" for name in _SIDE))
 """The fields that `columns` may name."""
@@ -182,7 +184,7 @@ class _Reading:
         """The option that gives columns their names."""
         return "data.columns" if self.answered else "--columns"
 
-    def leave_out(self, name: str, value: Any, known: Iterable[str], shown: str | None = None) -> None:
+    def leave_out(self, name: str, value: Any, known: tuple[str, ...], shown: str | None = None) -> None:
         """Note a field that has no meaning here; raise where it looks like one that has."""
         shown = shown or name
         if near := _near(name, known):
@@ -212,7 +214,8 @@ class _Side:
         self.values[name], self.shown[name] = value, shown
 
 
-def _near(name: str, known: Iterable[str]) -> str | None:
+@lru_cache(maxsize=4096)
+def _near(name: str, known: tuple[str, ...]) -> str | None:
     """The known name that this one misspells, if any: few letters apart, and not the short name of an index."""
     if name.endswith(("_id", "_ids")):
         return None
@@ -258,7 +261,6 @@ def _fields(row: Mapping[str, Any], reading: _Reading) -> tuple[dict[str, Any], 
     """What both sides share, the side itself and the English one, which is empty where there is none."""
     common: dict[str, Any] = {}
     target, english = _Side(), _Side()
-    known = (*_SIDE, *_ALIASES, *_LANGUAGE_NAMES, "id", "english")
     for key, value in row.items():
         if value is None:
             continue
@@ -272,7 +274,7 @@ def _fields(row: Mapping[str, Any], reading: _Reading) -> tuple[dict[str, Any], 
         elif english_name := _english_name(key):
             english.add(english_name, key, value, reading)
         else:
-            reading.leave_out(key, value, known)
+            reading.leave_out(key, value, _KNOWN)
     return common, target, english
 
 
@@ -297,7 +299,7 @@ def _add_english(english: _Side, value: Any, reading: _Reading) -> None:
         if name in _SIDE:
             english.add(name, f"english.{key}", part, reading)
         else:
-            reading.leave_out(key, part, (*_SIDE, *_ALIASES), f"english.{key}")
+            reading.leave_out(key, part, _KNOWN, f"english.{key}")
 
 
 def _layout(side: _Side, row: Mapping[str, Any], reading: _Reading) -> tuple[str, ...]:

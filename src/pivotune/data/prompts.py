@@ -11,6 +11,7 @@ is taken as it is, because a raw prompt may bring its own special tokens.
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -196,8 +197,12 @@ class PromptEncoder:
             if _any_of(self._special).search(f"{text.question}\0{answer}"):
                 notes.append(AS_TOKENS)
             return text, end, tuple(notes)
-        if style == "chat":  # an empty block is the template's to write
-            text = replace(text, answer=_without_empty_reasoning(answer))
+        if style == "chat":  # ends and an empty block are the template's to write
+            turns = tuple(
+                replace(turn, content=self._without_end(turn.content)[0]) if turn.role == "assistant" else turn
+                for turn in text.context
+            )
+            text = replace(text, answer=_without_empty_reasoning(answer), context=turns)
         controls = _any_of(self._special | self._framing) if style == "chat" else _any_of(self._special)
         contents = [text.question, text.answer, *(turn.content for turn in text.context)]
         if any(map(controls.search, contents)):
@@ -240,6 +245,10 @@ class PromptEncoder:
                         " (a reasoning template: chat_template_kwargs may turn it off, as {enable_thinking: false})"
                     )
                 raise _template_error(where, problem)
+            if early := _any_of(self._ends).search(spoken):  # the contents' own have been broken
+                raise _template_error(
+                    where, f"the chat template writes {early[0]!r}, which ends an answer, before its end"
+                )
             behind, end = self._end_of(frame)
             answer = _without_empty_reasoning(spoken) + behind + end
         return replace(_rendered(frame.before, middle, frame.after, answer, False, where), closed=bool(end))
@@ -439,7 +448,11 @@ def encode_prompts(
     return encoder.tokenize([encoder.render(prompt_only(question)) for question in questions])
 
 
-def fix_template_kwargs(tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[str, Any] | None) -> None:
+def fix_template_kwargs(
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template_kwargs: Mapping[str, Any] | None,
+    option: str = "chat_template_kwargs",
+) -> None:
     """Make these arguments the defaults of the tokenizer's chat template.
 
     They become part of the template, and are saved with it: so the model is asked as it was trained, by any program.
@@ -449,7 +462,7 @@ def fix_template_kwargs(tokenizer: PreTrainedTokenizerBase, chat_template_kwargs
     """
     if not chat_template_kwargs:
         return
-    option, template = "chat_template_kwargs", tokenizer.chat_template
+    template = tokenizer.chat_template
     if template is None:
         raise PivotuneError(f"{option}: got {dict(chat_template_kwargs)}, but the tokenizer has no chat template.")
     for name in chat_template_kwargs:
@@ -460,7 +473,7 @@ def fix_template_kwargs(tokenizer: PreTrainedTokenizerBase, chat_template_kwargs
     # The last part is empty, but keeps a line break at the template's beginning, which Jinja removes behind a block.
     head = (
         "".join(
-            f"{{% set {name} = {name} | default({_literal(value, name)}) %}}"
+            f"{{% set {name} = {name} | default({_literal(value, f'{option}.{name}')}) %}}"
             for name, value in chat_template_kwargs.items()
         )
         + "{{ '' }}"
@@ -470,18 +483,18 @@ def fix_template_kwargs(tokenizer: PreTrainedTokenizerBase, chat_template_kwargs
     )
 
 
-def _literal(value: Any, name: str) -> str:
+def _literal(value: Any, option: str) -> str:
     """A value as Jinja writes it."""
     if value is None or isinstance(value, (bool, int, float)):
         return str(value).lower()
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        return json.dumps(value, ensure_ascii=False)  # its escapes are those of Jinja too
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_literal(one, name) for one in value)}]"
+        return f"[{', '.join(_literal(one, option) for one in value)}]"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{_literal(str(key), name)}: {_literal(one, name)}' for key, one in value.items())}}}"
-    raise PivotuneError(f"chat_template_kwargs: {name} is {value!r}; give text, a number, true, false or a list.")
+        pairs = (f"{_literal(str(key), option)}: {_literal(one, option)}" for key, one in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    raise PivotuneError(f"{option}: got {value!r}; give text, a number, true, false, null, a list or a mapping.")
 
 
 def prompt_only(question: str | Text | ParallelExample) -> Text:

@@ -33,6 +33,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -138,7 +139,9 @@ class PivotuneLM(HFLM):
             self._connection = made
             connect(run.model, self._connection, self.connection_mode)
         # The tokenizer by its name: the harness then opens it with its own options.
-        super().__init__(run.model, tokenizer=str(pretrained), batch_size=batch_size, **options)
+        file = Path(pretrained)
+        named = {"gguf_file": file.name} if file.suffix == ".gguf" else {"tokenizer": str(pretrained)}
+        super().__init__(run.model, batch_size=batch_size, **named, **options)
         fit_padding(self.tokenizer, rows_of(run.model))
         if self.tokenizer.eos_token is None and (ends := end_ids(run.model, self.tokenizer)):  # the harness needs one
             self.tokenizer.eos_token = self.tokenizer.convert_ids_to_tokens(ends[0])

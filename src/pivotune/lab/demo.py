@@ -9,26 +9,34 @@ English question and answer can be read from the supervised layers, on the same 
 from __future__ import annotations
 
 import json
+import math
 import shutil
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from babel import Locale
 from scipy.stats import binomtest
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.utils import logging
 
+from pivotune.anatomy import Anatomy
+from pivotune.checkpoint import Run
 from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
 from pivotune.files import make_folder, write_text
 from pivotune.lab.base import base_path, load_base
-from pivotune.lab.settings import BASE, EPOCHS, Setting, by_name
+from pivotune.lab.settings import BASE, EPOCHS, INSIDE_PAIRS, MAX_LENGTH, STYLE, TRAINING, Setting, by_name
 from pivotune.lab.templates import LANGUAGES
-from pivotune.lab.trial import Record, choose, examine, train_row
+from pivotune.lab.trial import Record, ask, choose, open_row, parallel, spread, train_row
+from pivotune.lab.workers import Job, Report, computing_on, side_by_side, threads
 from pivotune.lab.world import World
+from pivotune.lens.reading import PairStream, run_measure
+from pivotune.objectives.deep_supervision.measure import SupervisionMeasure
 from pivotune.options import names_in
 from pivotune.plotting import new_figure, save
 from pivotune.tables import table
@@ -45,6 +53,10 @@ TITLES = {
     "CC": "CC-Tuning",
 }
 ASKED = {"none": "", "matrix": ", matrix", "english": ", real English"}
+
+SECONDS = {"base model": 0.0, "TFT": 0.4, "logits": 0.73, "feature": 0.54, "CC": 0.86}
+"""Of a step's training, on one core of a small cloud machine: what the time left is guessed from until it is known."""
+SECONDS_ASKED, SECONDS_LOOKED = 2.0, 1.5  # in each language
 
 
 MARK = "pivotune.demo"
@@ -90,27 +102,30 @@ def demo(
     check_seed("seed", seed)
     _claim(Path(output))
     started = time.monotonic()
+    logging.disable_progress_bar()  # of loading and saving
     folder, world, base = Path(output), World.build(), load_base()
-    training = [record for language in chosen for record in world.examples("training", language)]
-    questions = {language: list(world.examples("heldout", language)) for language in [*chosen, "en"]}
-    logging.disable_progress_bar()  # of loading and saving; training keeps its own
-    choice = choose(*base, training)
+    training = _training(world, chosen)
+    asked = len(list(world.examples("heldout", "en")))
+    print(f"Fine-tuning on facts new to each language; asking for {asked} that it met in English only.")
+    with computing_on(threads()):
+        choice = choose(*base, training)
     layers = choice.conversion_layer, choice.thinking_layer
-    print(f"Fine-tuning on facts new to each language; asking for {len(questions['en'])} that it met in English only.")
+    print(f"Layers to supervise: {layers[0]} and {layers[1]}.", flush=True)
 
-    scores, inside = {}, {}
-    for setting in (BASE, *(by_name(name).at_layers(layers) for name in ROWS)):
-        title = TITLES.get(setting.name, setting.name)
-        model = base_path()
-        if setting is not BASE:
-            print(f"\n{title}: fine-tuning ...")
-            model = _train(setting, training, folder / title.replace(", ", "_").replace(" ", "_"), epochs, seed)
-        found = examine(model, {"heldout": questions}, questions, connections=("matrix", "english"))
-        for mode, answers in found["answers"]["heldout"].items():
-            scores[title + ASKED[mode]] = {
-                language: Score(sum(of["right"]), len(of["right"])) for language, of in answers.items()
-            }
-        inside[title] = _supervised(found["inside"], layers)
+    rows = [BASE, *(by_name(name).at_layers(layers) for name in ROWS)]
+    steps = math.ceil(epochs * math.ceil(len(training) / TRAINING["per_device_train_batch_size"]))
+    jobs = [
+        Job(
+            _title(row),
+            _row,
+            (row, folder, chosen, layers, steps, epochs, seed),
+            seconds=SECONDS[row.name] * steps + len(chosen) * (len(_modes(row)) * SECONDS_ASKED + SECONDS_LOOKED),
+        )
+        for row in rows
+    ]
+    found = side_by_side(jobs, folder / "logs", what="models")
+    scores = {name: of_languages for row_scores, _ in found for name, of_languages in row_scores.items()}
+    inside = {job.name: row_inside for job, (_, row_inside) in zip(jobs, found, strict=True)}
     _report(folder, scores, inside, layers, {"seed": seed, "epochs": epochs})
     seconds = time.monotonic() - started
     print(f"\n{seconds:.0f} seconds. Picture: {folder / 'demo.png'}. Numbers: {folder / 'results.json'}.")
@@ -128,6 +143,70 @@ def _claim(folder: Path) -> None:
     write_text(folder / MARK, "")
 
 
+def _title(row: Setting) -> str:
+    return TITLES.get(row.name, row.name)
+
+
+def _training(world: World, languages: Sequence[str]) -> list[Record]:
+    return [record for language in languages for record in world.examples("training", language)]
+
+
+def _modes(row: Setting) -> tuple[str, ...]:
+    """How a row is asked."""
+    return ("none",) if row.cc_tuning is None else ("matrix", "english")
+
+
+# One row, in a process of its own ------------------------------------------------------------------------------------
+
+
+def _row(
+    report: Report,
+    row: Setting,
+    folder: Path,
+    languages: Sequence[str],
+    layers: tuple[int, int],
+    steps: int,
+    epochs: float,
+    seed: int,
+) -> tuple[dict[str, dict[str, Score]], dict[str, float]]:
+    """Train it, ask it, look inside: what it adds to either table."""
+    logging.disable_progress_bar()
+    world, title, model_folder = World.build(), _title(row), base_path()
+    if row.trained:
+        with _counted(steps, report, SECONDS[row.name]):
+            place = folder / title.replace(", ", "_").replace(" ", "_")
+            model_folder = _train(row, _training(world, languages), place, epochs, seed)
+    run, _ = open_row(model_folder)
+    questions = {language: list(world.examples("heldout", language)) for language in (*languages, "en")}
+
+    def score(language: str, mode: str) -> Score:
+        report(f"asked in {NAMES[language]}", SECONDS_ASKED)
+        right = ask(run.model, run.tokenizer, {language: questions[language]}, mode)[language]["right"]
+        return Score(sum(right), len(right))
+
+    english = score("en", "none")  # a question in English is never connected
+    scores = {
+        title + ASKED[mode]: {language: score(language, mode) for language in languages} | {"en": english}
+        for mode in _modes(row)
+    }
+    looked = []
+    for language in languages:
+        report("looked into", SECONDS_LOOKED)
+        looked.append(_supervised(run, questions[language], layers))
+    return scores, {what: mean(one[what] for one in looked) for what in looked[0]}
+
+
+@contextmanager
+def _counted(steps: int, report: Report, seconds: float) -> Iterator[None]:
+    """Reports each step of the training within."""
+    done = count(1)
+    hook = register_optimizer_step_post_hook(lambda *_: report(f"trained, step {next(done)} of {steps}", seconds))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def _train(setting: Setting, records: list[Record], folder: Path, epochs: float, seed: int) -> Path:
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier demo
     return train_row(
@@ -138,20 +217,26 @@ def _train(setting: Setting, records: list[Record], folder: Path, epochs: float,
         learning_rate=ROWS[setting.name],
         num_train_epochs=epochs,
         seed=seed,
-        disable_tqdm=not sys.stderr.isatty(),
+        disable_tqdm=True,
     )
 
 
-def _supervised(inside: Mapping[str, Mapping[str, Any]], layers: tuple[int, int]) -> dict[str, float]:
-    """What deep supervision supervises, averaged over the languages that are not English."""
-    i, j = layers
+def _supervised(run: Run, records: Sequence[Record], layers: tuple[int, int]) -> dict[str, float]:
+    """What deep supervision supervises, on pairs of one language."""
+    anatomy = Anatomy(run.model)
+    measure = SupervisionMeasure(anatomy, layers=sorted(set(layers)))
+    stream = PairStream(run.tokenizer, STYLE, batch_size=32, max_length=MAX_LENGTH)
+    means = run_measure(anatomy, measure, stream, parallel(spread(records, INSIDE_PAIRS)))
     columns = {
-        "question, nats at i": ("question_nats", i),
-        "answer, nats at j": ("answer_nats", j),
-        "cosine at i": ("question_cosine", i),
-        "cosine at j": ("answer_cosine", j),
+        "question, nats at i": ("question_nats", 0),
+        "answer, nats at j": ("answer_nats", -1),
+        "cosine at i": ("question_cosine", 0),
+        "cosine at j": ("answer_cosine", -1),
     }
-    return {what: mean(of[name][layer - 1] for of in inside.values()) for what, (name, layer) in columns.items()}
+    return {what: round(float(means[name].mean[column]), 6) for what, (name, column) in columns.items()}
+
+
+# Showing it ----------------------------------------------------------------------------------------------------------
 
 
 def _report(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pivotune.anatomy import Anatomy
-from pivotune.checkpoint import load_run
+from pivotune.checkpoint import Run, load_run
 from pivotune.config import DataConfig, ModelConfig, RunConfig, TrainingOptions
 from pivotune.connection import connect
 from pivotune.data import ParallelExample
@@ -85,13 +85,9 @@ def examine(
         answers: split -> mode -> language -> {items, right, given}. inside: language -> name -> one number per layer.
         terms, transform_matrix: of the training.
     """
-    opened = load_run(model_folder, dtype=torch.float32, device="cpu")
+    opened, connection = open_row(model_folder)
     model, tokenizer = opened.model, opened.tokenizer
-    modes: Sequence[str] = ("none",)
-    connection = opened.connections.get("cc_tuning")
-    if connection is not None:
-        modes = connections
-        connect(model, connection, "none")
+    modes: Sequence[str] = ("none",) if connection is None else connections
     answers = {
         split: {mode: ask(model, tokenizer, asked, mode) for mode in modes} for split, asked in questions.items()
     }
@@ -105,6 +101,15 @@ def examine(
         "terms": opened.info.get("terms", {}),
         "transform_matrix": opened.info.get("found", {}).get("cc_tuning", {}).get("transform_matrix"),
     }
+
+
+def open_row(model_folder: str | Path) -> tuple[Run, Connection | None]:
+    """A trained row, or the base model, and the connection that it has; asked without it where no mode is given."""
+    run = load_run(model_folder, dtype=torch.float32, device="cpu")
+    connection = run.connections.get("cc_tuning")
+    if connection is not None:
+        connect(run.model, connection, "none")
+    return run, connection
 
 
 def ask(model: Any, tokenizer: Any, questions: Questions, mode: str = "none") -> dict[str, Any]:

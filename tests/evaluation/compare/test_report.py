@@ -69,18 +69,27 @@ def test_the_files_say_what_was_found(two: tuple[str, str], tmp_path: Path, caps
     assert not any("▲" in table or "▼" in table for table in found.tables if "loses" in table)
 
 
+@pytest.fixture
+def small(tmp_path: Path) -> str:
+    """A run that is compared quickly."""
+    return str(write_run(tmp_path / "small", {}, benchmarks={"likelihood.xnli": ("zh",)}, items=20))
+
+
 @pytest.mark.parametrize("name", ["compare.html", "compare.json", "plots/mine.png", "plots/lens-zh/entropy.svg"])
-def test_files_that_are_there_are_replaced_only_when_asked(name: str, two: tuple[str, str], tmp_path: Path) -> None:
-    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / name).write_text("mine")
-    (tmp_path / "thesis.txt").write_text("mine")
+def test_files_that_are_there_are_replaced_only_when_asked(name: str, small: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    (output / name).parent.mkdir(parents=True, exist_ok=True)
+    (output / name).write_text("mine")
+    (output / "thesis.txt").write_text("mine")
     with pytest.raises(PivotuneError, match=rf"^output: .*{name} already exists.*--overwrite true"):
-        compare(list(two), output=str(tmp_path))
-    assert {path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == {"mine"}
-    compare(list(two), output=str(tmp_path), overwrite=True)
-    assert (tmp_path / "thesis.txt").read_text() == "mine"
+        compare([small], output=str(output))
+    assert {path.read_text() for path in output.rglob("*") if path.is_file()} == {"mine"}
+    compare([small], output=str(output), overwrite=True)
+    assert (output / "thesis.txt").read_text() == "mine" and (output / "compare.json").stat().st_size > 100
     with pytest.raises(PivotuneError, match="already exists"):  # its own files too
-        compare(list(two), output=str(tmp_path))
+        compare([small], output=str(output))
+    with pytest.raises(PivotuneError, match="is a file; name a folder"):
+        compare([small], output=str(output / "thesis.txt"))
 
 
 @pytest.mark.parametrize(
@@ -92,24 +101,24 @@ def test_files_that_are_there_are_replaced_only_when_asked(name: str, two: tuple
         ('[{"step": 1}, {"train_runtime": []}]', "train_runtime of entry 2"),
     ],
 )
-def test_a_damaged_training_log_is_named(content: str, problem: str, two: tuple[str, str], tmp_path: Path) -> None:
-    (Path(two[1]) / "training_log.json").write_text(content)
+def test_a_damaged_training_log_is_named(content: str, problem: str, small: str, tmp_path: Path) -> None:
+    Path(small, "training_log.json").write_text(content)
     with pytest.raises(PivotuneError, match=re.escape(problem)):
-        compare(list(two), output=str(tmp_path / "out"))
+        compare([small], output=str(tmp_path / "out"))
 
 
-def test_losses_that_are_no_numbers_are_left_out(two: tuple[str, str], tmp_path: Path) -> None:
+def test_losses_that_are_no_numbers_are_left_out(small: str, tmp_path: Path) -> None:
     log = [{"step": 1, "loss": None, "lm": None}, {"step": 2, "loss": 1.5, "lm": 1.5}, {"train_runtime": None}]
-    (Path(two[1]) / "training_log.json").write_text(json.dumps(log))
-    compare(list(two), output=str(tmp_path / "out"))
+    Path(small, "training_log.json").write_text(json.dumps(log))
+    compare([small], output=str(tmp_path / "out"))
     assert "1.5 → 1.5" in (tmp_path / "out" / "compare.md").read_text()
 
 
-def test_a_damaged_record_of_a_run_is_named(two: tuple[str, str], tmp_path: Path) -> None:
+def test_a_damaged_record_of_a_run_is_named(small: str, tmp_path: Path) -> None:
     for content, problem in {"{": "is not valid JSON", "[]": "holds a list", '{"format": 1}': "method is None"}.items():
-        (Path(two[1]) / "pivotune.json").write_text(content)
+        Path(small, "pivotune.json").write_text(content)
         with pytest.raises(PivotuneError, match=rf"pivotune\.json.*{problem}"):
-            compare(list(two), output=str(tmp_path / "out"))
+            compare([small], output=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

@@ -8,7 +8,7 @@ Shapes in names: N examples, P pairs, K English tokens, n tokens of all pairs, L
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from pivotune.taps import Tap
 class SupervisionMeasure:
     """The quantities that deep supervision (Huo et al. 2025) trains, per example and for each layer l = 1..L.
 
-    Tables, (N, L) float64; training supervises the first and third at the conversion layer, the others at the thinking
-    layer:
+    Tables, (N, L) float64, or a column for each of `layers`; training supervises the first and third at the conversion
+    layer, the others at the thinking layer:
 
         question_nats    nats per English-question token that the frozen lens needs at layer l, behind the target prompt
         answer_nats      the same for the tokens of the English answer, EOS included
@@ -45,11 +45,12 @@ class SupervisionMeasure:
 
     An example without an English answer has no row in `answer_nats`, which is absent where none of a reading has one.
 
-    Costs two forward passes per reading beside its own, one per text, whatever L; memory is that of one of them and of
-    one chunk of logits.
+    Costs two forward passes per reading beside its own, one per text, up to the last of the layers; memory is that of
+    one of them and of one chunk of logits.
 
     Args:
         anatomy: the model's parts; in evaluation mode (`pivotune.taps.evaluating`).
+        layers: those to look at, in increasing order; all where None.
         pooling, final_norm: as in `DeepSupervisionConfig`.
         logits_per_chunk: how many logits to hold at a time.
 
@@ -61,6 +62,7 @@ class SupervisionMeasure:
         self,
         anatomy: Anatomy,
         *,
+        layers: Sequence[int] | None = None,
         pooling: str = "mean",
         final_norm: bool = True,
         logits_per_chunk: int = LOGITS_PER_CHUNK,
@@ -69,7 +71,9 @@ class SupervisionMeasure:
         check_choice("pooling", pooling, ("mean", "last_token"))
         check_flags("calibration", self, ["final_norm"])
         self._logits_per_chunk = logits_per_chunk
-        self._layers = range(1, anatomy.num_layers + 1)
+        self._layers: Sequence[int] = range(1, anatomy.num_layers + 1)
+        if layers is not None:
+            self._layers = [anatomy.check_layer(layer, "layers") for layer in layers]
         self._pairs = self._skipped = 0
 
     @torch.no_grad()
@@ -94,7 +98,7 @@ class SupervisionMeasure:
     def _nats(self, batch: Batch, english_PK: Tensor) -> Tensor:
         """Nats per English token behind the target prompt: (P, L); NaN for a row without tokens."""
         text = continue_in_english(batch, english_PK)
-        with Tap(self.anatomy, hidden=self._layers) as tap:
+        with self.anatomy.truncated(max(self._layers)), Tap(self.anatomy, hidden=self._layers) as tap:
             self.anatomy.decoder(input_ids=text.input_ids, attention_mask=text.attention_mask, use_cache=False)
         device = next(self.anatomy.head.parameters()).device  # a model may be spread over several
         token_n, pair_n = text.token.to(device), text.pair.cpu()
