@@ -212,9 +212,7 @@ def test_what_depends_on_the_model(
     if section in METHODS:
         config.objectives = [dataclasses.replace(config.by_name[section], **change[section])]
     else:
-        config = dataclasses.replace(
-            config, **{section: dataclasses.replace(getattr(config, section), **change[section])}
-        )
+        setattr(config, section, dataclasses.replace(getattr(config, section), **change[section]))
     with pytest.raises(PivotuneError) as caught:
         training.train(config)
     assert message in str(caught.value)
