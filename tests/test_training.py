@@ -482,8 +482,8 @@ def _poison_optimizer(trainer: PivotuneTrainer) -> None:
     [
         (_poison_parameter, 0, r"model\.embed_tokens\.weight"),
         (_poison_parameter, 4, r"base_model\.model\.model\.layers\.0\.self_attn\.q_proj\.lora_A\.default\.weight"),
-        (_poison_decision_maker, 0, r"decision_maker\.weight"),
-        (_poison_decision_maker, 4, r"decision_maker\.weight"),
+        (_poison_decision_maker, 0, r"cc_tuning\.decision_maker\.weight"),
+        (_poison_decision_maker, 4, r"cc_tuning\.decision_maker\.weight"),
         (_poison_optimizer, 0, "the optimizer's state"),
         (_poison_optimizer, 4, "the optimizer's state"),
     ],
@@ -519,8 +519,8 @@ def test_a_broken_base_is_refused(bad: float, base: Path, data: Path, tmp_path: 
     model.save_pretrained(broken)
     AutoTokenizer.from_pretrained(base).save_pretrained(broken)
     named = r"has NaN or infinity in model\.layers\.1\.mlp\.up_proj\.weight"
-    left_open = DeepSupervisionConfig(conversion_layer="auto", thinking_layer="auto")
-    automatic = configuration(broken, data, tmp_path / "run", "deep_supervision", deep_supervision=left_open)
+    automatic = configuration(broken, data, tmp_path / "run", "deep_supervision")
+    automatic.objectives = [DeepSupervisionConfig(conversion_layer="auto", thinking_layer="auto")]
     for config in (automatic, configuration(broken, data, tmp_path / "run", lora=4)):
         with pytest.raises(PivotuneError, match=f"model.path: .*{named}"):
             train(config)
@@ -533,9 +533,9 @@ def test_a_broken_base_is_refused(bad: float, base: Path, data: Path, tmp_path: 
 def test_a_broken_result_is_not_opened(base: Path, data: Path, tmp_path: Path) -> None:
     run = train(configuration(base, data, tmp_path / "run", "cc_tuning"))
     tensors = load_file(run / "pivotune.safetensors")
-    tensors["transform_matrix"][0, 0] = float("nan")
+    tensors["cc_tuning.transform_matrix"][0, 0] = float("nan")
     save_file(tensors, run / "pivotune.safetensors")
-    with pytest.raises(PivotuneError, match="has NaN or infinity in transform_matrix"):
+    with pytest.raises(PivotuneError, match=r"has NaN or infinity in cc_tuning\.transform_matrix"):
         load_run(run)
 
 
@@ -570,7 +570,7 @@ def test_a_broken_matrix_is_no_result(base: Path, data: Path, tmp_path: Path, mo
     monkeypatch.setattr(NormalEquations, "solve", lambda self, ridge: solved(self, ridge) * float("inf"))
     with pytest.raises(PivotuneError, match="transform matrix: overflows"):
         train(configuration(base, data, tmp_path / "run", "both"))
-    assert "transform_matrix" not in load_run(tmp_path / "run").tensors  # the model itself is sound, and kept
+    assert "cc_tuning.transform_matrix" not in load_run(tmp_path / "run").tensors  # the model itself is sound, and kept
 
 
 def _scale_losses(monkeypatch: pytest.MonkeyPatch, start: float) -> None:
@@ -733,15 +733,15 @@ def test_a_batch_must_fill_on_every_rank() -> None:
 def test_one_pair_is_too_few_for_a_matrix(base: Path, tmp_path: Path) -> None:
     one = write_rows(tmp_path / "one.jsonl", rows(8, english=0.125))
     for method in ("cc_tuning", "both"):
-        with pytest.raises(PivotuneError, match=r"data.train: 1 example has.*cc_tuning needs 2 at least"):
+        with pytest.raises(PivotuneError, match=r"data\.train: 1 example has .*cc_tuning needs 2 at least"):
             train(configuration(base, one, tmp_path / "run", method))
 
 
 def test_terms_that_are_only_measured_are_told(
     base: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    unweighted = replace(LAYERS, conversion_weight=0.0, thinking_weight=0.0)
-    config = configuration(base, data, tmp_path / "run", "deep_supervision", deep_supervision=unweighted)
+    weightless = replace(LAYERS, conversion_weight=0.0, thinking_weight=0.0)
+    config = configuration(base, data, tmp_path / "run", "deep_supervision", deep_supervision=weightless)
     with caplog.at_level(logging.WARNING, logger="pivotune"):
         measured = train(config)
     assert "its weights are 0, so its terms are measured and not trained" in caplog.text

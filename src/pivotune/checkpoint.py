@@ -548,8 +548,6 @@ def read_info_file(path: str | Path) -> dict[str, Any]:
     for section in ("versions", "training", "objectives", "found", "asked"):
         if not isinstance(info.get(section, {}), dict):
             raise wrong(f"{section} is {info[section]!r}, not an object")
-    if not isinstance(info.get("tensors", []), list):
-        raise wrong(f"tensors is {info['tensors']!r}, not a list")
     if info["format"] > FORMAT:
         made = info.get("versions", {}).get("pivotune")
         raise PivotuneError(f"{path}: was written by Pivotune {made}, and this is {pivotune.__version__}. Upgrade.")
@@ -558,6 +556,8 @@ def read_info_file(path: str | Path) -> dict[str, Any]:
             f"{path}: was written by an earlier version of Pivotune, which had methods instead of objectives. Train "
             "the run again, or open it with that version."
         )
+    if not isinstance(info.get("tensors"), list):
+        raise wrong(f"tensors is {info.get('tensors')!r}, not a list")
     for name in ("base_model", "dtype") if info.get("adapter") else ():
         if not isinstance(info.get(name), str):
             raise wrong(f"{name} is {info.get(name)!r}, not a string")

@@ -44,7 +44,7 @@ def write_run(
     given = skill if callable(skill) else lambda benchmark, language: skill.get((benchmark, language), 0.0)
     benchmarks = benchmarks or {"likelihood.xnli": ("en", "zh", "vi"), "generation.xquad": ("en", "zh", "vi")}
     folder.mkdir(parents=True, exist_ok=True)
-    recorded = {"format": FORMAT, "objectives": {}, "base_model": "base", **(info or {})}
+    recorded = {"format": FORMAT, "objectives": {}, "tensors": [], "base_model": "base", **(info or {})}
     (folder / "pivotune.json").write_text(json.dumps(recorded), encoding="utf-8")
     model = {"base_model": "base", "objectives": list(recorded["objectives"]), "seed": seed}
     write_evaluation(
