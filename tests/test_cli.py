@@ -140,7 +140,7 @@ def test_the_sections_are_the_method(
         (["--deep_supervision.conversion_weight", "-1"], "deep_supervision.conversion_weight: got -1"),
         (["--data.train", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--model.path", "/no/such/model"], "/no/such/model"),
-        (["--lora.r", "4", "--lora.target_modules", "q_prj"], "lora: Target modules q_prj not found in the base model"),
+        (["--lora.r", "4", "--lora.target_modules", "q_prj"], "lora.target_modules: no layer is named 'q_prj'"),
         (["--training.resume_from_checkpoint", "nothing"], "nothing is not a complete checkpoint"),
     ],
 )  # fmt: skip

@@ -302,7 +302,7 @@ def test_added_words_get_rows_in_full_training(tmp_path: Path, capsys: pytest.Ca
     rows = [{"id": str(n), "language": "en", "prompt": "2 + 2?", "completion": "<four>"} for n in range(8)]
     run = train(configuration(base, write_rows(tmp_path / "train.jsonl", rows), tmp_path / "run", max_steps=1))
     said = capsys.readouterr().out
-    assert 'model: the data use 1 tokens without a row in the embedding table of 500 rows ("<four>"). It was' in said
+    assert 'model: the data use 1 token without a row in the embedding table of 500 rows ("<four>"). It was' in said
     assert "enlarged to 502 rows" in said
     model, tokenizer = load(run)
     assert rows_of(model) == model.config.vocab_size == model.lm_head.weight.shape[0] == 502
@@ -313,7 +313,7 @@ def test_added_words_under_adapters_are_refused(tmp_path: Path) -> None:
     base = write_model(tmp_path / "base", with_words("<four>"), rows=500)
     rows = [{"id": "1", "language": "en", "prompt": "2 + 2?", "completion": "<four>"}]
     data = write_rows(tmp_path / "train.jsonl", rows)
-    with pytest.raises(PivotuneError, match=r"lora.r: the data use 1 tokens without a row.*<four>.*Train fully"):
+    with pytest.raises(PivotuneError, match=r"lora.r: the data use 1 token without a row.*<four>.*Train fully"):
         train(configuration(base, data, tmp_path / "run", lora=4))
     rows[0]["completion"] = "four"
     train(configuration(base, write_rows(data, rows), tmp_path / "run", lora=4, max_steps=1))

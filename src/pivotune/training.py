@@ -19,6 +19,7 @@ from torch import nn
 from transformers import IntervalStrategy, TrainingArguments, set_seed
 
 from pivotune import checkpoint, finite, resume, tokens
+from pivotune.anatomy import Anatomy
 from pivotune.config import LoraOptions, RunConfig, evaluates
 from pivotune.data import ParallelCollator, ParallelExample, PromptEncoder, Report, read_examples, tokenize_examples
 from pivotune.data.prompts import fix_template_kwargs
@@ -235,6 +236,7 @@ def _check_model(config: RunConfig) -> None:
         )
     if config.lora.r:
         skeleton = _with_adapters(skeleton, config.lora)
+    Anatomy(skeleton)  # refuses an architecture that is not known
     parts = [objective_of(options).on_skeleton(options, skeleton) for options in config.objectives]
     terms = [name for part in parts for name in part.weights()]
     best = str(config.training.metric_for_best_model or "loss").removeprefix("eval_")

@@ -55,7 +55,7 @@ _COUNTS = {
     "ddp_timeout": 1,
 }
 """Whole numbers, and the least that each may be."""
-_NOT_NEGATIVE = ("weight_decay", "max_grad_norm", "warmup_steps", "eval_delay")
+_NOT_NEGATIVE = ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "eval_delay")
 _FILES = ("deepspeed", "accelerator_config", "fsdp_config")
 """Options whose value is a mapping, or the name of a JSON file that holds one."""
 _MAPPINGS = (

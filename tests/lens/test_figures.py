@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from pivotune import plotting
-from pivotune.lens import figures
+from pivotune.lens import figures, panels
 from pivotune.objectives.cc_tuning.measure import connection_figure
 from pivotune.plotting import LEFT_TO_RIGHT
 
@@ -155,6 +155,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
         return [path]
 
     monkeypatch.setattr(figures, "save", keep)
+    monkeypatch.setattr(panels, "save", keep)
     return made
 
 

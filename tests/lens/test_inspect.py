@@ -264,7 +264,7 @@ def test_a_broken_line_is_found_before_the_model_runs(folder: Path, tmp_path: Pa
     data = write_rows(tmp_path / "pairs.jsonl", examples(3))
     data.write_text(data.read_text(encoding="utf-8") + '{"id": "9", "language": "zh"}\n', encoding="utf-8")
     with pytest.raises(PivotuneError, match=r"pairs.jsonl:7"):
-        lens(str(folder / "no-such-run-yet"), data=str(data), output=str(tmp_path))
+        lens(str(folder / "base"), data=str(data), output=str(tmp_path))
 
 
 def test_models_must_match(folder: Path, tmp_path: Path) -> None:
