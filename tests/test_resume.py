@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pivotune import checkpoint, resume
-from pivotune.checkpoint import INFO
+from pivotune.checkpoint import INFO, UNFINISHED
 from pivotune.config import LoraOptions, RunConfig, TrainingOptions
 from pivotune.data import ParallelCollator, read_examples, tokenize_examples
 from pivotune.errors import PivotuneError
@@ -418,6 +418,7 @@ def test_the_checkpoint_just_written_is_never_the_one_removed(begun: Path, base:
     """A half-written one of a later step may be left of an interruption."""
     shutil.copytree(whole / "checkpoint-3", begun / "checkpoint-8")
     (begun / "checkpoint-8" / INFO).unlink()
+    (begun / "checkpoint-8" / UNFINISHED).touch()
     run = train(again(base, data, begun, save_total_limit=1))
     assert checkpoint.complete_checkpoints(run) == [run / "checkpoint-3"]
 
