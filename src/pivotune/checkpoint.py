@@ -616,7 +616,7 @@ def check_state(folder: str | Path) -> None:
     folder = Path(folder)
     read_info(folder)
     states = [folder / "optimizer.pt", folder / "scheduler.pt"]
-    if any(folder.glob("optimizer*_*")) or any(folder.glob("global_step*")):  # sharded
+    if any(any(folder.glob(name)) for name in ("optimizer*_*", "optimizer.bin", "global_step*")):  # of sharded training
         states = [path for path in states if path.exists()]
     states += list(folder.glob("rng_state*.pth")) or [folder / "rng_state.pth"]
     for path in (folder / "trainer_state.json", *states):
