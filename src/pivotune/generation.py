@@ -171,7 +171,8 @@ def generate_batches(
     ends = listed(options.get("eos_token_id", given)) or end_ids(model, tokenizer)
     if ends:
         options["eos_token_id"] = ends
-    if options.get("stop_strings") or model.generation_config.stop_strings:
+    own = getattr(model, "generation_config", None)
+    if options.get("stop_strings") or getattr(own, "stop_strings", None):
         options["tokenizer"] = tokenizer  # by which transformers finds them
     if connection is not None and (has_connection or connection != "none"):
         options["connection"] = connection

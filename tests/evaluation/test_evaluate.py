@@ -728,7 +728,7 @@ def test_a_damaged_run_is_named_before_anything_is_read(
 def test_a_connection_needs_a_run_with_one(base: Path, folder: Path, tmp_path: Path) -> None:
     without = write_run(tmp_path / "no-matrix", connectable(open_model(base)))
     options: dict[str, Any] = dict(data_dir=str(folder), benchmarks="xcopa", languages="vi", output=str(tmp_path / "o"))
-    with pytest.raises(PivotuneError, match="has no Transform Matrix"):
+    with pytest.raises(PivotuneError, match="can be connected by none, english"):
         evaluate(without, connection="matrix", **options)
     with pytest.raises(PivotuneError, match="was not trained with a connection"):
         evaluate(str(base), connection="matrix", **options)
