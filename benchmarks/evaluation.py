@@ -28,18 +28,18 @@ from transformers.utils import logging
 
 from benchmarks.timing import DEVICE, interleaved, ratios, where
 from pivotune.checkpoint import Run, load_run
-from pivotune.connection import Connection, Mode, connect, disconnect
+from pivotune.connection import connect, disconnect
 from pivotune.evaluation.benchmarks import Item, benchmark_of, load
 from pivotune.evaluation.engines import Engine, GenerationEngine, LikelihoodEngine, quiet_harness
 from pivotune.evaluation.likelihood import PivotuneLM
 from pivotune.lab.base import base_path
 from pivotune.lab.world import World
-from pivotune.methods import CCTuningConfig
+from pivotune.objectives import CCTuningConfig
 from pivotune.tables import table
 
 ONE_BY_ONE, PRODUCT, READING = "one by one", "matrix product", "matrix-vector product"
 BATCHES = (1, 16, 64)
-MODES: tuple[Mode, ...] = ("none", "matrix")
+MODES: tuple[str, ...] = ("none", "matrix")
 SIDE = 1024  # of the matrices that the rates are measured on
 
 
@@ -99,8 +99,8 @@ def _connectable(run: Run) -> Run:
     """The base with a connection. Its matrix is zero: as much work as any other, and the answers stay as they are."""
     config = run.model.config
     d, L = config.hidden_size, config.num_hidden_layers
-    tensors = {"decision_maker.weight": torch.randn(L, d), "transform_matrix": torch.zeros(d, d)}
-    return replace(run, info={"cc_tuning": asdict(CCTuningConfig())}, tensors=tensors)
+    tensors = {"cc_tuning.decision_maker.weight": torch.randn(L, d), "cc_tuning.transform_matrix": torch.zeros(d, d)}
+    return replace(run, info={"objectives": {"cc_tuning": asdict(CCTuningConfig())}}, tensors=tensors)
 
 
 # Who answers -------------------------------------------------------------------------------------------------------
@@ -121,13 +121,11 @@ def _sections(run: Run, items: Sequence[Item], max_new_tokens: int) -> Iterator[
             yield f"generation, {answers}, connection: {mode}", _speaking(run, items, mode, max_new_tokens)
 
 
-def _speaking(run: Run, items: Sequence[Item], mode: Mode, max_new_tokens: int) -> Candidates:
+def _speaking(run: Run, items: Sequence[Item], mode: str, max_new_tokens: int) -> Candidates:
     model, tokenizer = run.model, run.tokenizer
     disconnect(model)
     if mode != "none":
-        trained = run.connection_tensors()
-        assert trained is not None
-        connect(model, Connection(model, *trained), mode)
+        connect(model, run.connections["cc_tuning"], mode)
     options: dict[str, Any] = {"connection": mode, "max_new_tokens": max_new_tokens}
     engines = {batch: GenerationEngine(model, tokenizer, batch_size=batch, **options) for batch in BATCHES}
     room = model.config.max_position_embeddings - max_new_tokens
@@ -143,7 +141,7 @@ def _speaking(run: Run, items: Sequence[Item], mode: Mode, max_new_tokens: int) 
     return {ONE_BY_ONE: one_by_one, **{f"batch {batch}": _all(engine, items) for batch, engine in engines.items()}}
 
 
-def _ranking(run: Run, items: Sequence[Item], mode: Mode) -> Candidates:
+def _ranking(run: Run, items: Sequence[Item], mode: str) -> Candidates:
     def engine(rows: int, batch: int) -> Engine:
         with quiet_harness():
             return LikelihoodEngine(PivotuneLM(str(base_path()), mode, batch_size=rows, run=run), batch)

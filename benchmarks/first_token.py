@@ -14,8 +14,9 @@ from transformers.utils import logging
 
 from benchmarks.timing import DEVICE, interleaved, options, random_llama, ratios, where
 from pivotune.anatomy import Anatomy
-from pivotune.connection import Connection, connect
-from pivotune.methods import CCTuningConfig
+from pivotune.connection import connect
+from pivotune.objectives import CCTuningConfig
+from pivotune.objectives.cc_tuning import LinearConnection
 from pivotune.taps import Injection, Tap
 
 
@@ -25,7 +26,7 @@ def main() -> None:
     model = random_llama(args.hidden, args.layers, vocab=8000).eval()
     anatomy = Anatomy(model)
     d, L = anatomy.hidden_size, anatomy.num_layers
-    connection = Connection(model, CCTuningConfig(), torch.randn(L, d), torch.randn(d, d) / d**0.5)
+    connection = LinearConnection(model, CCTuningConfig(), torch.randn(L, d), torch.randn(d, d) / d**0.5)
     connect(model, connection)
     ids = torch.randint(3, 8000, (args.batch, args.prompt), device=DEVICE)
     last = torch.full((args.batch,), args.prompt - 1, device=DEVICE)
@@ -42,7 +43,7 @@ def main() -> None:
         with Tap(anatomy, feed_forward_at=at) as tap:
             anatomy.decoder(input_ids=ids, use_cache=False)
         pick = connection.pick(connection.transform(tap.feed_forward()), ids[:, -1])
-        with Tap(anatomy, injection=Injection(1, pick, at[:, None])):
+        with Tap(anatomy, injections=[Injection(1, pick, at[:, None])]):
             return generate(ids, "none")
 
     assert torch.equal(generate(ids, "matrix"), two_prefills(ids)), "the two must answer alike"

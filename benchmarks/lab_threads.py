@@ -22,7 +22,7 @@ from pivotune.lab.settings import MAX_LENGTH, STYLE, TRAINING
 from pivotune.lab.trial import parallel
 from pivotune.lab.workers import cores
 from pivotune.lab.world import World
-from pivotune.methods import SFT
+from pivotune.method import Method
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def _train(ready: Any, steps: Any, threads: int, seconds: int) -> None:
     rows, _ = tokenize_examples(list(parallel(records[::29])), tokenizer, STYLE, MAX_LENGTH)
     size = TRAINING["per_device_train_batch_size"]
     batch = ParallelCollator.for_tokenizer(tokenizer)([rows[number] for number in range(size)])
-    method = SFT(model).train()
+    method = Method(model).train()
     optimizer = torch.optim.AdamW(method.parameters(), lr=1e-5, fused=True)
 
     def step() -> None:

@@ -13,16 +13,9 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.timing import DEVICE, interleaved, options, random_llama, ratios, where
-from pivotune.methods import (
-    SFT,
-    CCTuning,
-    CCTuningConfig,
-    ConnectedSupervision,
-    DeepSupervision,
-    DeepSupervisionConfig,
-    Method,
-)
-from pivotune.methods.deep_supervision import paper_layers
+from pivotune.lens.rule import paper_layers
+from pivotune.method import Method
+from pivotune.objectives import CCTuningConfig, DeepSupervisionConfig
 
 
 def main() -> None:
@@ -36,13 +29,13 @@ def main() -> None:
         return DeepSupervisionConfig(signal, signal, i, j, **more)  # type: ignore[arg-type]
 
     methods: dict[str, tuple[Method, float]] = {  # floors in passes of tokens x layers; plain: 3 (q + a) L
-        "plain fine-tuning": (SFT(model), 0),
-        "logits, teacher-forced": (DeepSupervision(model, deep("logits")), 3 * ((q + q) * i + (q + a) * j)),
-        "logits, position-wise": (DeepSupervision(model, deep("logits", reading="position_wise")), 0),
-        "feature": (DeepSupervision(model, deep("feature")), q * L),
-        "CC-Tuning": (CCTuning(model, CCTuningConfig()), 3 * q * L),
-        "CC-Tuning, fixed English": (CCTuning(model, CCTuningConfig(english_gradient=False)), q * L),
-        "CC-Tuning and feature": (ConnectedSupervision(model, deep("feature"), CCTuningConfig()), 3 * q * L),
+        "plain fine-tuning": (Method(model), 0),
+        "logits, teacher-forced": (Method(model, [deep("logits")]), 3 * ((q + q) * i + (q + a) * j)),
+        "logits, position-wise": (Method(model, [deep("logits", reading="position_wise")]), 0),
+        "feature": (Method(model, [deep("feature")]), q * L),
+        "CC-Tuning": (Method(model, [CCTuningConfig()]), 3 * q * L),
+        "CC-Tuning, fixed English": (Method(model, [CCTuningConfig(english_gradient=False)]), q * L),
+        "CC-Tuning and feature": (Method(model, [deep("feature"), CCTuningConfig()]), 3 * q * L),
     }
 
     def step(method: Method) -> Callable[[], None]:

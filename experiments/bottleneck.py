@@ -43,13 +43,15 @@ from experiments.results import ALL, KINDS, kind_of
 from experiments.tasks import shuffled
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import load_run
-from pivotune.connection import Connection, NormalEquations, RunningR2, connect
+from pivotune.connection import connect
 from pivotune.errors import PivotuneError
 from pivotune.lab.base import base_path
 from pivotune.lab.settings import ANSWER_TOKENS, BASE, EPOCHS, TFT, Setting, by_name
 from pivotune.lab.templates import LANGUAGES, MEANING, SCAFFOLD
 from pivotune.lab.trial import Record, ask, item
 from pivotune.lab.world import Fact, World, mixed_prompt
+from pivotune.objectives.cc_tuning import LinearConnection
+from pivotune.objectives.cc_tuning.transform_matrix import NormalEquations, RunningR2
 from pivotune.tables import table
 
 BATCH = 64
@@ -97,7 +99,7 @@ class Subject:
 
     def cell(self, lab: Lab) -> Cell:
         setting = self.setting.at_layers(lab.layers)
-        rate = 0.0 if setting.method == "none" else chosen_rate(setting, lab, RATES)
+        rate = 0.0 if not setting.trained else chosen_rate(setting, lab, RATES)
         return Cell(setting, rate, self.seed, "steps", EPOCHS, ("heldout",))
 
 
@@ -117,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subjects = [
         Subject(setting, seed)
         for setting in (BASE, TFT, LOGITS, FEATURE, CC)
-        for seed in range(1 if setting.method == "none" else options.seeds)
+        for seed in range(1 if not setting.trained else options.seeds)
     ]
     where = environment()
     with ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -156,7 +158,7 @@ def measure(folder: Path, where: Mapping[str, Any], subject: Subject) -> None:
     shutil.rmtree(place, ignore_errors=True)  # of a run that was interrupted
     place.mkdir(parents=True)
     run = load_run(
-        lab.base if subject.setting.method == "none" else str(trained(lab, cell, place)),
+        lab.base if not subject.setting.trained else str(trained(lab, cell, place)),
         dtype=torch.float32,
         device="cpu",
     )
@@ -380,9 +382,7 @@ class _Last:
 
 def connections(run: Any, lab: Lab) -> dict[str, Given]:
     """A connected model without English, with its matrix, with the English question, and with that of another one."""
-    trained_parts = run.connection_tensors()
-    assert trained_parts is not None
-    connect(run.model, Connection(run.model, *trained_parts), "none")
+    connect(run.model, run.connections["cc_tuning"], "none")
     own = {language: _records(lab, language) for language in lab.languages}
     other = {language: shuffled(records, seed=0) for language, records in own.items()}
     modes: dict[str, tuple[Any, Mapping[str, Sequence[Record]]]] = {
@@ -402,10 +402,8 @@ def matrices(run: Any, lab: Lab) -> dict[str, dict[str, Any]]:
 
     Those fitted on the very questions asked know what no user has. They bound what a linear map can lend.
     """
-    trained_parts = run.connection_tensors()
-    assert trained_parts is not None
-    config, decision_maker, _ = trained_parts
-    plain = Connection(run.model, config, decision_maker)
+    plain = run.connections["cc_tuning"]
+    config, decision_maker = plain.config, plain.decision_maker.weight
     asked = {language: _records(lab, language) for language in lab.languages}
     records = {
         split: {language: list(lab.task.examples(split, language)) for language in lab.languages}
@@ -425,7 +423,7 @@ def matrices(run: Any, lab: Lab) -> dict[str, dict[str, Any]]:
         for language in lab.languages:
             fitted = [pairs[split][language]] if per_language else list(pairs[split].values())
             matrix = _fit(fitted, per_layer, config.ridge)
-            connection = Connection(run.model, config, decision_maker, matrix)
+            connection = LinearConnection(run.model, config, decision_maker, matrix)
             connect(run.model, connection, "none")
             given[language] = ask(run.model, run.tokenizer, {language: asked[language]}, "matrix")[language]["given"]
             own_LNd, english_LNd = pairs["heldout"][language]
@@ -434,7 +432,7 @@ def matrices(run: Any, lab: Lab) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _activations(connection: Connection, tokenizer: Any, records: Sequence[Record]) -> tuple[Tensor, ...]:
+def _activations(connection: LinearConnection, tokenizer: Any, records: Sequence[Record]) -> tuple[Tensor, ...]:
     """The feed-forward activations at the last token of the questions and of their English, (L, N, d) each."""
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
     for start in range(0, len(records), BATCH):

@@ -107,7 +107,7 @@ class Lab:
 
     def key(self, cell: Cell) -> str:
         """The name of a cell's result."""
-        trained = cell.setting.method != "none"
+        trained = cell.setting.trained
         content = {
             "fingerprint": self.fingerprint,
             "setting": {name: value for name, value in cell.setting.content().items() if name != "passes"},
@@ -145,7 +145,7 @@ class Lab:
 
     def steps(self, cell: Cell) -> int:
         """Optimiser steps that the cell's budget allows."""
-        if cell.setting.method == "none":
+        if not cell.setting.trained:
             return 0
         plain, examples = self._cost(TFT)
         steps = steps_of(examples, self._batch_size, cell.epochs)
@@ -301,7 +301,7 @@ def run(lab: Lab, cell: Cell, place: Path) -> dict[str, Any]:
     """Train and test in an empty folder."""
     started, model_folder = time.perf_counter(), Path(lab.base)
     training_seconds = 0.0
-    if cell.setting.method != "none":
+    if cell.setting.trained:
         before = time.process_time()
         model_folder = trained(lab, cell, place)
         training_seconds = time.process_time() - before

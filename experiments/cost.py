@@ -54,7 +54,7 @@ def cost(setting: Setting, rows: Sequence[Mapping[str, Any]], size: Size) -> Cos
         rows: of `pivotune.data.tokenize_examples`.
         size: of the model.
     """
-    if setting.method == "none":
+    if not setting.trained:
         return Cost(0.0, 0.0)
     epoch = float(sum(_example(setting, row, size) for row in rows))
     if setting.cc_tuning is None:

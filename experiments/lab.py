@@ -161,7 +161,7 @@ def _seconds(lab: Lab, cell: Cell) -> float:
     """A guess at what a cell takes on one core."""
     asked = sum(len(records) for split in cell.splits for records in lab.questions(split, cell.items).values())
     modes = 3 if cell.setting.cc_tuning is not None else 1
-    training = lab.flops(cell) / FLOPS_PER_SECOND if cell.setting.method != "none" else 0.0
+    training = lab.flops(cell) / FLOPS_PER_SECOND if cell.setting.trained else 0.0
     return training + asked * modes * SECONDS_PER_ANSWER + SECONDS_PER_CELL * (1 if cell.inside else 0.5)
 
 
@@ -206,7 +206,7 @@ class Grid:
         return made
 
     def _rate(self, setting: Setting) -> float:
-        if setting.method == "none":
+        if not setting.trained:
             return 0.0
         if self.options.learning_rate is not None:
             return float(self.options.learning_rate)
@@ -295,7 +295,7 @@ class Layers(Grid):
     def __init__(self, lab: Lab, options: argparse.Namespace):
         super().__init__(lab, options)
         setting = by_name(options.of)
-        if setting.method != "deep_supervision":
+        if setting.deep_supervision is None or setting.cc_tuning is not None:
             raise PivotuneError(f"of: got {options.of!r}, which supervises no layer alone. Choose another row.")
         pairs = layer_pairs(setting, lab.num_layers)
         self.settings = {pair: row for pair, row in pairs.items() if not options.rows or row.name in options.rows}

@@ -18,11 +18,10 @@ import numpy as np
 
 from experiments import statistics
 from experiments.statistics import Interval
-from pivotune.connection import Mode
 from pivotune.errors import PivotuneError
 from pivotune.lab.settings import BASE, BROKEN, TFT, Setting, by_name
 from pivotune.lens import LayerChoice
-from pivotune.lens.plots import new_figure, save
+from pivotune.plotting import new_figure, save
 from pivotune.tables import table
 
 ALL = "all languages"
@@ -56,7 +55,7 @@ class Row:
 
     label: str
     setting: Setting
-    mode: Mode
+    mode: str
     results: Sequence[Mapping[str, Any]]
 
     def answers(self, split: str, column: str, languages: Sequence[str]) -> np.ndarray:
@@ -104,7 +103,7 @@ def rows_of(setting: Setting, results: Sequence[Mapping[str, Any]]) -> list[Row]
     """One row; three for a connected run, asked with its matrix, with real English and without a connection."""
     if setting.cc_tuning is None:
         return [Row(setting.name, setting, "none", results)]
-    modes: dict[str, Mode] = {"": "matrix", " [real English]": "english", " [no connection]": "none"}
+    modes: dict[str, str] = {"": "matrix", " [real English]": "english", " [no connection]": "none"}
     return [Row(setting.name + label, setting, mode, results) for label, mode in modes.items()]
 
 

@@ -36,10 +36,10 @@ from pivotune.data import ParallelExample, Text
 from pivotune.errors import PivotuneError
 from pivotune.lab.base import base_path
 from pivotune.lab.settings import EPOCHS, MAX_LENGTH, STYLE, TFT, by_name
-from pivotune.lens.calibration import SupervisionMeasure
-from pivotune.lens.plots import language_name
 from pivotune.lens.reading import Measure, PairStream, read
 from pivotune.lens.similarity import SimilarityMeasure
+from pivotune.objectives.deep_supervision.measure import SupervisionMeasure
+from pivotune.plotting import language_name
 from pivotune.tables import table
 from pivotune.taps import evaluating
 

@@ -7,6 +7,7 @@ on everything is its own FSDP2 code.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ import transformers
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from packaging.version import Version
+from torch.distributed.tensor import DTensor
 
 from pivotune.config import RunConfig
-from pivotune.methods import DeepSupervisionConfig
-from pivotune.training import PivotuneTrainer, train
+from pivotune.errors import PivotuneError
+from pivotune.objectives import DeepSupervisionConfig
+from pivotune.trainer import PivotuneTrainer
+from pivotune.training import train
 from tests.runs import FEATURE, configuration, without_noise
 
 JOBS: dict[str, dict[str, Any]] = {
@@ -68,9 +72,9 @@ def job(name: str, folder: Path, kind: str, ranks: int, **changed: Any) -> RunCo
         },
     )
     if name == "feature":
-        config.deep_supervision = FEATURE
+        config.objectives = [FEATURE]
     if name == "auto":
-        config.deep_supervision = DeepSupervisionConfig(conversion_layer="auto", thinking_layer="auto")
+        config.objectives = [DeepSupervisionConfig(conversion_layer="auto", thinking_layer="auto")]
     if name == "lora":
         config.lora.dropout = 0.0  # as little as Gumbel noise can it be repeated on two ranks
     return config
@@ -95,6 +99,37 @@ def force_fsdp2(activation_checkpointing: bool) -> None:
     PivotuneTrainer.create_accelerator_and_postprocess = forced  # type: ignore[method-assign]
 
 
+def refuse(kind: str, folder: Path) -> None:
+    """What breaks on one rank, or is wrong for all, ends all of them with the same message, and hangs none."""
+    last_good = PivotuneTrainer._save_checkpoint
+
+    def broken(self: PivotuneTrainer, model: Any, trial: Any) -> None:
+        if self.state.global_step == 2 and self.args.process_index == 1:
+            *_, last = self._trained().values()
+            local = last.to_local() if isinstance(last, DTensor) else last
+            local.data.view(-1)[0] = float("nan")
+        last_good(self, model, trial)
+
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    said = []
+    PivotuneTrainer._save_checkpoint = broken  # type: ignore[method-assign]
+    config = job("both", folder, kind, 2, **saving)
+    config.output = str(folder / kind / "broken")
+    for changed in (
+        {},
+        {"resume_from_checkpoint": f"{config.output}-run"},
+        {"learning_rate": 1e-30, "save_strategy": "no"},
+    ):
+        config.training = job("both", folder, kind, 2, **{**saving, **changed}).training
+        config.output += "" if "resume_from_checkpoint" in changed else "-run"
+        try:
+            train(config)
+        except PivotuneError as error:
+            said.append(str(error))
+    PivotuneTrainer._save_checkpoint = last_good  # type: ignore[method-assign]
+    (folder / kind / f"refused-{config.training.process_index}.json").write_text(json.dumps(said))
+
+
 def main(kind: str, folder: str, *names: str) -> None:
     torch.set_num_threads(1)
     F.gumbel_softmax = without_noise
@@ -111,6 +146,9 @@ def main(kind: str, folder: str, *names: str) -> None:
             again.output += "-again"
             train(again)
         PivotuneTrainer.create_accelerator_and_postprocess = create  # type: ignore[method-assign]
+    if kind == "fsdp":
+        force_fsdp2(activation_checkpointing=False)
+    refuse(kind, Path(folder))
 
 
 if __name__ == "__main__":

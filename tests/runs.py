@@ -12,11 +12,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pivotune.config import DataConfig, DeepSupervisionConfig, LoraOptions, ModelConfig, RunConfig, TrainingOptions
-from pivotune.methods import CCTuningConfig
+from pivotune.config import DataConfig, LoraOptions, ModelConfig, RunConfig, TrainingOptions
+from pivotune.objectives import CCTuningConfig, DeepSupervisionConfig
 from tests.data.tiny_tokenizers import BOS, byte_level
 
-METHODS = ["sft", "deep_supervision", "cc_tuning", "both"]
+METHODS: dict[str, list[str]] = {
+    "sft": [],
+    "deep_supervision": ["deep_supervision"],
+    "cc_tuning": ["cc_tuning"],
+    "both": ["deep_supervision", "cc_tuning"],
+}
+"""The objectives of the runs that tests are made with."""
 LAYERS = DeepSupervisionConfig(conversion_layer=1, thinking_layer=2)
 FEATURE = replace(LAYERS, language_conversion="feature", english_thinking="feature", stop_gradient=False)
 WORDS = ["保持", "健康", "的", "三个", "提示", "饮食", "要", "均衡", "定期", "运动", "充足", "睡眠"]
@@ -94,18 +100,17 @@ def configuration(
     *,
     lora: int = 0,
     held_out: Path | None = None,
+    deep_supervision: DeepSupervisionConfig | None = None,
     cc_tuning: CCTuningConfig | None = None,
     **training: Any,
 ) -> RunConfig:
-    """A run of `method` on the miniature model; `lora` is the rank of the adapters."""
-    supervised = method in ("deep_supervision", "both")
+    """A run of `method` (of METHODS) on the miniature model; `lora` is the rank of the adapters."""
+    objectives = {"deep_supervision": deep_supervision or LAYERS, "cc_tuning": cc_tuning or CCTuningConfig()}
     return RunConfig(
         output=str(output),
-        method=method,  # type: ignore[arg-type]
         model=ModelConfig(str(base)),
         data=DataConfig(str(data), None if held_out is None else str(held_out)),
-        deep_supervision=LAYERS if supervised else DeepSupervisionConfig(),
-        cc_tuning=cc_tuning or CCTuningConfig(),
+        objectives=[objectives[name] for name in METHODS[method]],
         lora=LoraOptions(r=lora),
         training=options(**training),
     )

@@ -100,9 +100,9 @@ def test_what_was_trained_comes_back(method: str, rank: int, base: Path, runs: d
     assert not torch.equal(logits(run.model), logits(AutoModelForCausalLM.from_pretrained(base)))
     assert torch.equal(logits(load_run(folder / "checkpoint-2").model), logits(run.model))
     assert run.tokenizer.get_vocab() == AutoTokenizer.from_pretrained(base).get_vocab()
-    assert run.info["method"] == method
+    assert list(run.info["objectives"]) == [method]
     assert run.model.pivotune_prompt_style == "plain"
-    assert (run.connection_tensors() is None) == (method == "deep_supervision")
+    assert (run.connection() is None) == (method == "deep_supervision")
     assert (folder / TENSORS).exists() == (method == "cc_tuning")
 
 
@@ -132,13 +132,12 @@ def test_an_adapter_opened_by_transformers_says_it_too(runs: dict) -> None:
 def test_the_decision_maker_is_the_trained_one(runs: dict) -> None:
     """With an adapter too; and it is no longer what it was after the first step."""
     for rank in (0, 4):
-        found = load_run(runs["cc_tuning", rank]).connection_tensors()
-        before = load_run(runs["cc_tuning", rank] / "checkpoint-1").connection_tensors()
-        last = load_run(runs["cc_tuning", rank] / "checkpoint-2").connection_tensors()
-        assert found is not None and before is not None and last is not None
-        assert torch.equal(found[1], last[1])
-        assert not torch.equal(found[1], before[1])
-        assert found[2] is not None and last[2] is None  # the Transform Matrix is fitted at the end
+        folders = [runs["cc_tuning", rank], *(runs["cc_tuning", rank] / f"checkpoint-{step}" for step in (1, 2))]
+        found, before, last = (load_run(folder).connections["cc_tuning"] for folder in folders)
+        assert torch.equal(found.decision_maker.weight, last.decision_maker.weight)
+        assert not torch.equal(found.decision_maker.weight, before.decision_maker.weight)
+        # The Transform Matrix is fitted at the end.
+        assert found.transform_matrix is not None and last.transform_matrix is None
 
 
 def test_shards_and_tied_weights(tmp_path: Path) -> None:
@@ -161,7 +160,7 @@ def test_shards_and_tied_weights(tmp_path: Path) -> None:
 def test_any_causal_model_opens_as_a_run_without_a_method(base: Path) -> None:
     run = load_run(base)
     assert run.info == {}
-    assert run.connection_tensors() is None
+    assert run.objectives == {} and run.connection() is None
     assert torch.equal(logits(run.model), logits(AutoModelForCausalLM.from_pretrained(base)))
 
 
@@ -290,18 +289,30 @@ def test_a_run_of_other_options_than_there_are_is_named(runs: dict, tmp_path: Pa
     info = json.loads((run / INFO).read_text())
     for name, value in {
         "format": "1",
-        "method": "ct",
+        "objectives": "ct",
         "base_model": None,
         "dtype": 32,
         "versions": [],
         "training": "x",
-        "cc_tuning": {"connection": 1},
-        "deep_supervision": {"layers": 2},
-        "automatic_layers": 1,
+        "asked": 1,
+        "found": [],
+        "tensors": 2,
     }.items():
         (run / INFO).write_text(json.dumps({**info, name: value}))
         with pytest.raises(PivotuneError, match=rf"pivotune\.json: {name}\b.* The file is damaged"):
             read_info(run)
+    for name, options in {"cc_tuning": {"connection": 1}, "deep_supervision": {"layers": 2}, "ct": {}}.items():
+        (run / INFO).write_text(json.dumps({**info, "objectives": {name: options}}))
+        with pytest.raises(PivotuneError, match=rf"pivotune\.json: objectives\.{name}: .* The file is damaged"):
+            read_info(run)
+
+
+def test_a_run_of_an_earlier_version_is_named(runs: dict, tmp_path: Path) -> None:
+    run = copied(runs["cc_tuning", 0], tmp_path / "run")
+    info = json.loads((run / INFO).read_text())
+    (run / INFO).write_text(json.dumps({**info, "format": 1, "method": "cc_tuning", "cc_tuning": {}}))
+    with pytest.raises(PivotuneError, match=r"pivotune\.json: was written by an earlier version of Pivotune"):
+        read_info(run)
 
 
 def test_missing_shards_and_weights_are_named(base: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_file(base: Path, tmp_path: Path) -> Path:
     content = {
         "output": str(tmp_path / "run"),
-        "method": "deep_supervision",
         "model": {"path": str(base)},
         "data": {"train": str(write_rows(tmp_path / "train.jsonl", rows(20)))},
         "deep_supervision": {"conversion_layer": 1, "thinking_layer": 2},
@@ -62,7 +62,7 @@ def test_train_with_overrides(run_file: Path, tmp_path: Path, capsys: pytest.Cap
     assert "data.train: 20 kept, 0 skipped" in printed
     info = json.loads((tmp_path / "run" / INFO).read_text())
     assert info["steps"] == 2
-    assert info["deep_supervision"]["thinking_weight"] == 0.5
+    assert info["objectives"]["deep_supervision"]["thinking_weight"] == 0.5
 
 
 def test_a_later_file_wins(run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,6 +87,37 @@ def test_what_print_config_shows_can_be_run(run_file: Path, tmp_path: Path, caps
     assert (tmp_path / "run" / INFO).exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "words", "expected"),
+    [
+        ("", [], ["deep_supervision"]),
+        ("cc_tuning: {}", [], ["deep_supervision", "cc_tuning"]),
+        ("cc_tuning:", [], ["deep_supervision", "cc_tuning"]),
+        ("cc_tuning: true", [], ["deep_supervision", "cc_tuning"]),
+        ("cc_tuning: {ridge: 0.1}", [], ["deep_supervision", "cc_tuning"]),
+        ("cc_tuning: false", [], ["deep_supervision"]),
+        ("deep_supervision: false", [], []),
+        ("deep_supervision: false", ["--cc_tuning"], ["cc_tuning"]),
+        ("", ["--cc_tuning"], ["deep_supervision", "cc_tuning"]),
+        ("", ["--cc_tuning.ridge", "0.1"], ["deep_supervision", "cc_tuning"]),
+        ("cc_tuning: {ridge: 0.1}", ["--cc_tuning", "false"], ["deep_supervision"]),
+        ("cc_tuning: false", ["--cc_tuning=true"], ["deep_supervision", "cc_tuning"]),
+        ("", ["--deep_supervision", "no"], []),
+    ],
+)
+def test_the_sections_are_the_method(
+    content: str, words: list[str], expected: list[str], run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = run_file.with_name("more.yaml")
+    more.write_text(content or "lora: {r: 0}")
+    with pytest.raises(SystemExit):
+        cli.main(["train", str(run_file), str(more), *words, "--print_config"])
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert [name for name in ("deep_supervision", "cc_tuning") if name in shown] == expected
+    if "deep_supervision" in expected:
+        assert shown["deep_supervision"]["thinking_layer"] == 2
+
+
 # Mistakes ------------------------------------------------------------------------------------------------------------
 
 
@@ -96,18 +127,20 @@ def test_what_print_config_shows_can_be_run(run_file: Path, tmp_path: Path, caps
         (["--training.learnin_rate", "1e-3"], "'training.learnin_rate'; did you mean 'training.learning_rate'?"),
         (["--max_steps", "3"], "unknown option 'max_steps'; did you mean 'training.max_steps'?"),
         (["--deep_supervision.conversion_layers=3"], "did you mean 'deep_supervision.conversion_layer'?"),
-        (["--training.torch_compile", "true"], "training.torch_compile is not supported: the methods' hooks change"),
+        (["--training.torch_compile", "true"], "training.torch_compile is not supported: the objectives' hooks change"),
         (["--training.max_steps", "many"], "training.max_steps: got 'many'; give a whole number."),
         (["--training.lr_scheduler_type", "cosin"], "training.lr_scheduler_type: got 'cosin'; choose one of 'linear'"),
         (["--training.report_to", "nowhere"], "training.report_to: got 'nowhere'; choose one of"),
-        (["--method", "dft"], "method: got 'dft'; give one of 'sft', 'deep_supervision', 'cc_tuning', 'both'."),
+        (["--method", "cc_tuning"], "method is not supported: the sections that are there are the method (deep_supe"),
+        (["--cc_tuning", "yes", "--cc_tuning.temperature", "0"], "cc_tuning.temperature: got 0.0"),
+        (["--cc_tuning", "2"], "cc_tuning: got '2'; give true or false."),
+        (["--objectives", "cc_tuning"], "unknown option 'objectives'"),
         (["--deep_supervision.thinking_layer", "x"], "thinking_layer: got 'x'; give a whole number or 'auto'."),
         (["--deep_supervision.thinking_layer", "40"], "got 40, but this llama model has decoder layers 1..3"),
         (["--deep_supervision.conversion_weight", "-1"], "deep_supervision.conversion_weight: got -1"),
-        (["--cc_tuning.temperature", "2"], "cc_tuning.temperature: has no effect with method: deep_supervision"),
         (["--data.train", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--model.path", "/no/such/model"], "/no/such/model"),
-        (["--lora.r", "4", "--lora.target_modules", "q_prj"], "lora: Target modules q_prj not found in the base model"),
+        (["--lora.r", "4", "--lora.target_modules", "q_prj"], "lora.target_modules: no layer is named 'q_prj'"),
         (["--training.resume_from_checkpoint", "nothing"], "nothing is not a complete checkpoint"),
     ],
 )  # fmt: skip
@@ -120,7 +153,6 @@ def test_mistakes(arguments: list[str], message: str, run_file: Path, capsys: py
     [
         ("limit", "ten", "a whole number"),
         ("batch_size", "2.5", "a whole number"),
-        ("connection", "matrx", "one of 'none', 'english', 'matrix'"),
         ("softmax_dtype", "half", "one of 'float32', 'auto'"),
         ("restart", "perhaps", "true or false"),
     ],
@@ -333,6 +365,9 @@ def test_junk_in_every_option(
     [
         ("training: {learnin_rate: 1}", "'training.learnin_rate'; did you mean 'training.learning_rate'?"),
         ("outptu: x", "unknown option 'outptu'; did you mean 'output'?"),
+        ("method: both", "method is not supported: the sections that are there are the method"),
+        ("cc_tuning: perhaps", "cc_tuning is a group of options, but its value is 'perhaps'"),
+        ("model: true", "model is a group of options, but its value is True"),
         ("training: {push_to_hub: true}", "training.push_to_hub is not supported: upload the finished run folder"),
         ("model: some/path", "model is a group of options, but its value is 'some/path'"),
         ("output: [", "is not valid YAML"),
@@ -349,7 +384,7 @@ def test_mistakes_in_a_file(content: str, message: str, run_file: Path, capsys: 
 
 def test_a_missing_file_and_missing_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nothing.yaml" in refused(capsys, "train", "nothing.yaml")
-    assert "required: output, method, model.path, data.train" in refused(capsys, "train")
+    assert "required: output, model.path, data.train" in refused(capsys, "train")
 
 
 def test_a_broken_line_is_named(run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -468,3 +503,40 @@ def test_another_broken_pipe_is_no_closed_output(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("pivotune.cli._reader_is_gone", lambda: False)
     with pytest.raises(BrokenPipeError, match="of a worker"):
         cli.main(["generate"])
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments", "status", "message"),
+    [
+        (">&-", ["--version"], 0, ""),
+        ("> /dev/full", ["--version"], 2, "pivotune: error: standard output: No space left on device."),
+        ("<&-", ["generate", "BASE"], 2, "prompts: there is none."),
+    ],
+)
+def test_streams_that_are_closed_or_full(
+    closed: str, arguments: list[str], status: int, message: str, base: Path
+) -> None:
+    words = [str(base) if word == "BASE" else word for word in arguments]
+    command = f"{shlex.join([sys.executable, '-m', 'pivotune', *words])} {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data.train", "zh.jsonl", "s.yaml"], "data.train: s.yaml stands behind it"),
+        (["train", "--data.chat_template_kwargs", "{a:false}"], "give names with values, such as {name: value}"),
+        (["layers", "BASE", "--data", "x.jsonl", "--output", "n" * 300], "is too long; give one of at most 240 bytes"),
+        (["layers", "BASE", "--data", "x.jsonl", "--output", "BASE/config", "--overwrite"], "in the folder of a model"),
+    ],
+)
+def test_what_newcomers_try(
+    arguments: list[str], message: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.jsonl").write_text('{"instruction": "你好", "language": "zh"}\n', encoding="utf-8")
+    with pytest.raises(SystemExit) as refused:
+        cli.main([word.replace("BASE", str(base)).replace("x.jsonl", str(tmp_path / "x.jsonl")) for word in arguments])
+    assert refused.value.code == 2
+    assert message in capsys.readouterr().err

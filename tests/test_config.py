@@ -13,9 +13,18 @@ from transformers import TrainingArguments
 
 from pivotune import cli
 from pivotune.checkpoint import INFO, load_run
-from pivotune.config import HIDDEN, NOT_SUPPORTED, RunConfig, TrainingOptions
+from pivotune.config import (
+    HIDDEN,
+    NOT_SUPPORTED,
+    DataConfig,
+    LoraOptions,
+    ModelConfig,
+    RunConfig,
+    TrainingOptions,
+)
 from pivotune.errors import PivotuneError
-from tests.runs import METHODS, configuration, rows, write_base, write_rows
+from pivotune.objectives import OBJECTIVES
+from tests.runs import LAYERS, METHODS, configuration, rows, write_base, write_rows
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -51,7 +60,7 @@ def test_every_shipped_file_runs(file: Path, base: Path, data: Path, tmp_path: P
     }
     cli.main(["train", str(file), *(f"--{name}={value}" for name, value in changed.items())])
     info = json.loads((output / INFO).read_text())
-    assert info["method"] == yaml.safe_load(file.read_text())["method"]
+    assert info["objectives"].keys() == yaml.safe_load(file.read_text()).keys() & OBJECTIVES.keys()
     assert load_run(output).info == info
 
 
@@ -74,10 +83,10 @@ def test_the_shipped_files_have_the_published_settings() -> None:
 
 
 def test_every_option_has_a_meaning() -> None:
-    kinds = [RunConfig, TrainingOptions, *(field.default_factory for field in dataclasses.fields(RunConfig)[4:])]
-    for kind in kinds:
-        documentation = getattr(kind, "__doc__", None) or ""
-        for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    kinds = [RunConfig, ModelConfig, DataConfig, LoraOptions, TrainingOptions]
+    for kind in [*kinds, *(objective.Options for objective in OBJECTIVES.values())]:
+        documentation = kind.__doc__ or ""
+        for field in dataclasses.fields(kind):
             assert f"    {field.name}: " in documentation, f"{kind}.{field.name}"
     shown = [line for line in TrainingOptions.__doc__.splitlines() if "see the documentation of transformers" in line]
     assert not [line for line in shown if line.split(":")[0].strip() not in {*HIDDEN, "auto_find_batch_size", "full_determinism"}]  # fmt: skip # noqa: E501
@@ -92,10 +101,9 @@ def test_refused_and_hidden_options_exist() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: setattr(c, "method", "dft"), "method: got 'dft'; choose one of sft, deep_supervision"),
+        (lambda c: setattr(c, "objectives", ["dft"]), "objectives: got 'dft'; give instances of DeepSupervisionConfig"),
+        (lambda c: setattr(c, "objectives", [LAYERS, LAYERS]), "objectives: the same objective is given twice"),
         (lambda c: setattr(c.model, "dtype", "int8"), "model.dtype: got 'int8'"),
-        (lambda c: setattr(c.deep_supervision, "thinking_layer", 3), "deep_supervision.thinking_layer: has no effect"),
-        (lambda c: setattr(c.cc_tuning, "temperature", 0.5), "cc_tuning.temperature: has no effect with method: sft"),
         (lambda c: setattr(c.lora, "alpha", 8), "lora.alpha: has no effect without adapters. Set lora.r"),
         (
             lambda c: (setattr(c.data, "style", "alpaca"), setattr(c.data, "chat_template_kwargs", {"a": 1})),
@@ -108,7 +116,6 @@ def test_refused_and_hidden_options_exist() -> None:
 )
 def test_contradictions_are_refused(change: Callable[[RunConfig], None], message: str, tmp_path: Path) -> None:
     config = configuration(tmp_path, tmp_path, tmp_path)
-    config.deep_supervision = dataclasses.replace(config.deep_supervision)
     change(config)
     with pytest.raises(PivotuneError) as caught:
         config.check()

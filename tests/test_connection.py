@@ -1,487 +1,90 @@
-"""The connection inside generate() against the two-prefill reference, and the Transform Matrix against plain lstsq."""
+"""Connections of any kind: turned on and off, and several as one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
-from pivotune.anatomy import Anatomy
-from pivotune.connection import (
-    Connection,
-    NormalEquations,
-    RunningR2,
-    connect,
-    connected_at,
-    disconnect,
-    fit_transform_matrix,
-)
+from pivotune.connection import Together, connect, disconnect, is_connected
 from pivotune.errors import PivotuneError
-from pivotune.methods import CCTuning, CCTuningConfig
-from tests.batches import random_batch, singles
-from tests.families import FAMILIES, VOCAB, tiny
-from tests.reference import cc_tuning as reference
-from tests.reference import likelihood as likelihood_reference
-from tests.reference.lens_calibration import r_squared
+from pivotune.objectives import Connection
+from tests.families import tiny
 
-PROMPTS = [14, 3, 9, 2]  # lengths; the first two lie beyond and within the sliding windows of tests/families.py
-ENGLISH = [5, 8, 3, 6]
-TOKENS = 20
+IDS = torch.tensor([[5, 9, 3], [4, 8, 7]])
 
 
-def draw(lengths: list[int], seed: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(3, VOCAB, (n,), generator=generator).tolist() for n in lengths]
+class Noted(Connection):
+    """Writes down when it is entered and left."""
+
+    def __init__(self, name: str, modes: tuple[str, ...], notes: list[str]):
+        self.name, self.modes, self.notes = name, modes, notes
+
+    @contextmanager
+    def generating(self, mode: str, connected: Tensor | None, english: Mapping[str, Tensor]) -> Iterator[None]:
+        self.notes.append(f"{self.name}: {mode}, {sorted(english)}")
+        yield
+        self.notes.append(f"{self.name}: left")
+
+    def lend(self, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
+        return [f"{self.name}{row}" for row in range(len(input_ids))]
+
+    @contextmanager
+    def at(self, lent: Sequence[Any], last_B: Tensor) -> Iterator[None]:
+        self.notes.append(f"{self.name}: {list(lent)}")
+        yield
 
 
-def left_padded(rows: list[list[int]]) -> dict[str, Tensor]:
-    width = max(map(len, rows))
-    return {
-        "input_ids": torch.tensor([[0] * (width - len(r)) + r for r in rows]),
-        "attention_mask": torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows]),
-    }
+def generate(model: Any, **options: Any) -> Tensor:
+    return model.generate(IDS, max_new_tokens=2, do_sample=False, pad_token_id=0, **options)
 
 
-def connected(family: str, **options: Any) -> tuple[Any, Connection, Tensor, Tensor]:
-    """A tiny model with a random Decision Maker and Transform Matrix, connected."""
-    model = tiny(family).eval()
-    anatomy = Anatomy(model)
-    generator = torch.Generator().manual_seed(5)
-    config = CCTuningConfig(**options)
-    L, d = anatomy.num_layers, anatomy.hidden_size
-    decision_maker = torch.randn(L, d, dtype=torch.float64, generator=generator)
-    shape = (L, d, d) if config.matrix == "per_layer" else (d, d)
-    matrix = torch.randn(*shape, dtype=torch.float64, generator=generator) / d**0.5
-    connection = Connection(model, config, decision_maker, matrix)
-    connect(model, connection)
-    return model, connection, decision_maker, matrix
-
-
-def generated(model: Any, prompts: list[list[int]], **options: Any) -> list[list[int]]:
-    inputs = left_padded(prompts)
-    english = options.pop("english", None)
-    if english is not None:
-        options |= {f"english_{name}": tensor for name, tensor in left_padded(english).items()}
-    options = {"max_new_tokens": TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0} | options
-    return model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :].tolist()
-
-
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_one_more_pass_of_the_last_token_equals_two_prefills(family: str, cache: str) -> None:
-    """Left-padded batch, every family (sliding windows and soft-caps among them), matrix and real English."""
-    model, _, decision_maker, matrix = connected(family)
-    prompts, english = draw(PROMPTS, 1), draw(ENGLISH, 2)
-    expected = reference.generate(model, decision_maker, prompts, TOKENS, matrix=matrix)
-    assert generated(model, prompts, connection="matrix", cache_implementation=cache) == expected
-    expected = reference.generate(model, decision_maker, prompts, TOKENS, english_prompts=english)
-    assert generated(model, prompts, connection="english", english=english, cache_implementation=cache) == expected
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"connection_tokens": 2},
-        {"connection_tokens": 5, "connection_layer": 2},
-        {"connection_layer": 4},
-        {"selection": "soft", "temperature": 0.5},
-        {"matrix": "per_layer"},
-    ],
-    ids=str,
-)
-def test_options_equal_the_reference(options: dict[str, Any]) -> None:
-    model, _, decision_maker, matrix = connected("mistral", **options)
-    prompts = draw(PROMPTS, 3)
-    known = {k: v for k, v in options.items() if k != "matrix"}
-    expected = reference.generate(model, decision_maker, prompts, TOKENS, matrix=matrix, **known)
-    assert generated(model, prompts) == expected
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_first_token_logits_equal_the_reference(family: str) -> None:
-    model, _, decision_maker, matrix = connected(family)
-    prompt = draw([11], 4)[0]
-    seen: list[Tensor] = []  # generate() itself hands logits out in float32
-    handle = model.register_forward_hook(lambda module, args, output: seen.append(output.logits[0, -1]))
-    generated(model, [prompt], max_new_tokens=1)
-    handle.remove()
-    pick = reference.choose(
-        decision_maker,
-        reference.transformed(reference.last_feed_forward(model, prompt), matrix),
-        reference.last_embedding(model, prompt),
-        noise=None,
-        temperature=1.0,
-        selection="hard",
-    )
-    lent = reference.Connection(1, [len(prompt) - 1], pick)
-    torch.testing.assert_close(seen[-1], reference.run(model, prompt, lent).logits[-1], rtol=1e-9, atol=1e-9)
-
-
-def test_it_matters_and_can_be_switched_off() -> None:
-    """The connection changes the answers of this model; none, disconnect() and unconnected rows restore them."""
-    model, *_ = connected("llama")
-    prompts = draw(PROMPTS, 6)
-    with_matrix = generated(model, prompts)
-    plain = generated(model, prompts, connection="none")
-    assert all(a != b for a, b in zip(with_matrix, plain, strict=True))
-    assert plain == reference.generate(model, None, prompts, TOKENS)
-    some = generated(model, prompts, connected=torch.tensor([True, False, True, False]))
-    assert some == [with_matrix[0], plain[1], with_matrix[2], plain[3]]
+def test_a_mode_for_each_call() -> None:
+    notes: list[str] = []
+    model = tiny("llama").eval()
+    expected = generate(model)
+    assert not is_connected(model)
+    connect(model, Noted("a", ("on", "soft", "none"), notes))
+    assert is_connected(model)
+    assert torch.equal(generate(model), expected)
+    generate(model, connection="soft", english_input_ids=IDS)
+    assert notes == ["a: on, []", "a: left", "a: soft, ['input_ids']", "a: left"]
+    notes.clear()
+    generate(model, connection="none")
+    assert notes == []
+    with pytest.raises(PivotuneError, match=r"connection: got 'hard'; this run can be connected by on, soft, none"):
+        generate(model, connection="hard")
+    with pytest.raises(PivotuneError, match="connection: got 'hard'"):
+        connect(model, Noted("b", ("none",), notes), "hard")
+    connect(model, Noted("b", ("on", "none"), notes), "none")  # takes the other's place
+    generate(model)
+    assert notes == []
     disconnect(model)
-    assert generated(model, prompts) == plain
-    assert not {"generate", "_prefill"} & set(vars(model))
+    disconnect(model)
+    assert not is_connected(model)
+    with pytest.raises(ValueError, match="connection"):
+        generate(model, connection="on")
 
 
-def test_nothing_random_is_left_at_inference() -> None:
-    model, connection, *_ = connected("llama")
-    model.train(), connection.decision_maker.train()
-    connect(model, Connection(model, connection.config, connection.decision_maker.weight, connection.transform_matrix))
-    prompts = draw(PROMPTS, 7)
-    torch.manual_seed(0)
-    first = generated(model, prompts)
-    torch.manual_seed(1)
-    assert generated(model, prompts) == first
-
-
-@pytest.mark.parametrize("mode", ["matrix", "english"])
-def test_beams_and_several_samples(mode: str) -> None:
-    """Rows that generate() multiplies keep the connection of their prompt: batched equals one by one."""
-    model, *_ = connected("llama")
-    prompts, english = draw(PROMPTS, 8), draw(ENGLISH, 9)
-    options = {"num_beams": 3, "num_return_sequences": 2, "connection": mode}
-    together = generated(model, prompts, english=english if mode == "english" else None, **options)
-    alone = [
-        answer
-        for p, e in zip(prompts, english, strict=True)
-        for answer in generated(model, [p], english=[e] if mode == "english" else None, **options)
-    ]
-    assert together == alone
-    sampled = generated(model, prompts[:1], do_sample=True, num_return_sequences=3)
-    assert len(sampled) == 3
-
-
-def test_a_wrapped_model_generates_with_the_connection() -> None:
-    from peft import LoraConfig, get_peft_model
-
-    model = get_peft_model(tiny("llama"), LoraConfig(r=2, target_modules=["q_proj"])).eval()
-    plain_lm = tiny("llama").eval()  # a fresh adapter changes nothing
-    _, _, decision_maker, matrix = connected("llama")
-    connect(model, Connection(model, CCTuningConfig(), decision_maker, matrix))
-    prompts = draw(PROMPTS, 10)
-    assert generated(model, prompts) == reference.generate(plain_lm, decision_maker, prompts, TOKENS, matrix=matrix)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"connection": "matrx"}, ["connection", "'matrx'", "none, english or matrix"]),
-        ({"connection": "english"}, ["english_input_ids", 'connection="matrix"']),
-        ({"use_cache": False}, ["use_cache", 'connection="none"']),
-        ({"connected": torch.tensor([True, False, True])}, ["connected", "3 rows", "4 prompts"]),
-    ],
-    ids=lambda value: str(value)[:30],
-)
-def test_requests_that_cannot_be_met_say_why(options: dict[str, Any], words: list[str]) -> None:
-    model, *_ = connected("llama")
-    with pytest.raises(PivotuneError) as error:
-        generated(model, draw(PROMPTS, 11), **options)
-    assert all(word in str(error.value) for word in words)
-    assert "_prefill" not in vars(model)
-
-
-def test_matrix_mode_needs_a_matrix_and_tensors_that_fit() -> None:
-    model = tiny("llama")
-    weight = torch.zeros(4, 32)
-    with pytest.raises(PivotuneError, match="needs a Transform Matrix"):
-        connect(model, Connection(model, CCTuningConfig(), weight), "matrix")
-    connect(model, Connection(model, CCTuningConfig(), weight), "english")
-    with pytest.raises(PivotuneError, match="another model"):
-        Connection(model, CCTuningConfig(), torch.zeros(5, 32))
-
-
-@pytest.mark.parametrize("options", [{}, {"selection": "soft", "temperature": 0.5}], ids=str)
-def test_shares_are_those_of_the_pick(options: dict[str, Any]) -> None:
-    _, connection, *_ = connected("gemma", **options)
-    v = torch.randn(6, 4, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(12))
-    last = torch.arange(10, 16)
-    shares = connection.shares(v, last)
-    assert shares.shape == (6, 4)
-    torch.testing.assert_close(shares.sum(dim=1), torch.ones(6, dtype=torch.float64))
-    torch.testing.assert_close(connection.pick(v, last), (shares[..., None] * v).sum(dim=1), rtol=1e-12, atol=1e-12)
-    assert bool((shares.max(dim=1).values == 1).all()) is (not options)
-
-
-# The connection around a forward pass ---------------------------------------------------------------------------------
-
-MANNERS = [
-    {},
-    {"connection_tokens": 3},
-    {"connection_tokens": 3, "connection_layer": 2, "selection": "soft", "temperature": 0.5},
-    {"selection": "soft", "matrix": "per_layer"},
-]
-
-
-def padded(rows: list[list[int]], side: str, extra: int = 0) -> dict[str, Tensor]:
-    width = max(map(len, rows)) + extra
-    gaps = [width - len(r) for r in rows]
-    left = side == "left"
-    return {
-        "input_ids": torch.tensor(
-            [[7] * (g * left) + r + [7] * (g * (not left)) for g, r in zip(gaps, rows, strict=True)]
-        ),
-        "attention_mask": torch.tensor(
-            [[0] * (g * left) + [1] * len(r) + [0] * (g * (not left)) for g, r in zip(gaps, rows, strict=True)]
-        ),
-    }
-
-
-@torch.no_grad()
-def continued(
-    model: Any,
-    connection: Connection,
-    contexts: list[list[int]],
-    continuations: list[list[int]],
-    english: list[list[int]] | None = None,
-    side: str = "right",
-) -> list[Tensor]:
-    """(C, V) logits that predict each continuation, all rows in one batch."""
-    pairs = {f"english_{k}": v for k, v in padded(english, side).items()} if english else {}
-    vectors = connection.lend(**padded(contexts, side, extra=2), **pairs)
-    whole = padded([a + b for a, b in zip(contexts, continuations, strict=True)], side)
-    starts = whole["attention_mask"].argmax(dim=1)
-    last = starts + torch.tensor([len(c) for c in contexts]) - 1
-    positions = (whole["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-    with connected_at(connection, vectors, last):
-        logits = model(**whole, position_ids=positions, use_cache=False).logits
-    return [row[at : at + len(c)] for row, at, c in zip(logits, last.tolist(), continuations, strict=True)]
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_continuations_equal_two_whole_passes(family: str, side: str) -> None:
-    """Every family, padded on either side, matrix and real English."""
-    model, connection, decision_maker, matrix = connected(family)
-    contexts, continuations, english = draw(PROMPTS, 40), draw([2, 7, 1, 4], 41), draw(ENGLISH, 42)
-    pairs = list(zip(contexts, continuations, strict=True))
-    expected = [likelihood_reference.continuation_logits(model, decision_maker, a, b, matrix=matrix) for a, b in pairs]
-    for ours, theirs in zip(continued(model, connection, contexts, continuations, side=side), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-    lent = continued(model, connection, contexts, continuations, english, side)
-    for (a, b), e, ours in zip(pairs, english, lent, strict=True):
-        theirs = likelihood_reference.continuation_logits(model, decision_maker, a, b, english=e)
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("mode", ["english", "matrix"])
-@pytest.mark.parametrize("options", MANNERS, ids=str)
-def test_continuations_in_every_manner(options: dict[str, Any], mode: str) -> None:
-    model, connection, decision_maker, matrix = connected("gemma2", **options)
-    contexts, continuations, english = draw(PROMPTS, 43), draw([3, 1, 5, 2], 44), draw(ENGLISH, 45)
-    known = {k: v for k, v in options.items() if k != "matrix"}
-    for side in ("left", "right"):
-        ours = continued(model, connection, contexts, continuations, english if mode == "english" else None, side)
-        for row, (a, b, e) in enumerate(zip(contexts, continuations, english, strict=True)):
-            lent = {"english": e} if mode == "english" else {"matrix": matrix}
-            theirs = likelihood_reference.continuation_logits(model, decision_maker, a, b, **lent, **known)
-            torch.testing.assert_close(ours[row], theirs, rtol=1e-9, atol=1e-9)
-            plain = likelihood_reference.continuation_logits(model, None, a, b)
-            assert (theirs - plain).abs().max() > 1e-3, "the connection changes nothing: the comparison would be empty"
-
-
-@pytest.mark.parametrize("options", MANNERS[:3], ids=str)
-@pytest.mark.parametrize("family", ["llama3", "mistral", "gemma3_text", "olmo2", "gpt_neox"])
-def test_continuations_equal_the_forward_of_training(family: str, options: dict[str, Any]) -> None:
-    """The language-modelling term in evaluation mode is minus the sum of the answer's log-probabilities."""
-    method = CCTuning(tiny(family), CCTuningConfig(**options)).double().eval()
-    with torch.no_grad():
-        method.decision_maker.weight.normal_()
-        connection = Connection(method.model, method.cc_tuning, method.decision_maker.weight)
-        for batch in singles(random_batch(46, [True] * 4)):
-            length = int(batch["prompt_length"])
-            tokens, english = batch["input_ids"][0].tolist(), batch["english_input_ids"][0].tolist()
-            context, answer = tokens[:length], tokens[length:]
-            (logits,) = continued(method.model, connection, [context], [answer], [english])
-            total, _ = likelihood_reference.log_likelihood(logits, answer)
-            assert -total == pytest.approx(float(method(batch)["terms"]["lm"].sum), rel=1e-9)
-
-
-@pytest.mark.parametrize("options", MANNERS[:3], ids=str)
-@pytest.mark.parametrize("mode", ["none", "english", "matrix"])
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "phi3", "cohere"])
-def test_continuations_equal_generation(family: str, mode: str, options: dict[str, Any]) -> None:
-    """Whatever generate() answers has the logits it was chosen by, token for token."""
-    model, connection, *_ = connected(family, **options)
-    contexts, english = draw(PROMPTS, 47), draw(ENGLISH, 48)
-    seen: list[Tensor] = []  # generate() itself hands logits out in float32
-    handle = model.register_forward_hook(lambda module, args, output: seen.append(output.logits[:, -1]))
-    answers = generated(
-        model, contexts, connection=mode, english=english if mode == "english" else None, max_new_tokens=6
-    )
-    handle.remove()
-    chosen_by = torch.stack(seen[-6:], dim=1)  # before them come the looks at the prompts
-    if mode == "none":
-        ours = [
-            likelihood_reference.continuation_logits(model, None, a, b) for a, b in zip(contexts, answers, strict=True)
-        ]
-    else:
-        ours = continued(model, connection, contexts, answers, english if mode == "english" else None, "left")
-    for row, logits in enumerate(ours):
-        torch.testing.assert_close(logits, chosen_by[row], rtol=1e-9, atol=1e-9)
-
-
-def test_a_row_of_zeros_is_not_connected_and_nothing_is_left() -> None:
-    model, connection, *_ = connected("llama")
-    (context, other), (continuation, _) = draw([5, 5], 49), draw([3, 3], 50)
-    batch = torch.tensor([context + continuation, other + continuation])
-    with torch.no_grad():
-        plain = model(batch).logits
-        vectors = connection.lend(batch[:, :5], torch.ones(2, 5, dtype=torch.long))
-        vectors[1] = 0.0
-        with connected_at(connection, vectors, torch.tensor([4, 4])):
-            lent = model(batch).logits
-        assert not torch.equal(lent[0, 4:], plain[0, 4:])
-        torch.testing.assert_close(lent[0, :4], plain[0, :4], rtol=1e-9, atol=1e-9)
-        assert torch.equal(lent[1], plain[1])
-        assert torch.equal(model(batch).logits, plain)
-
-
-def test_lending_needs_a_matrix_or_english() -> None:
-    model = tiny("llama")
-    connection = Connection(model, CCTuningConfig(), torch.zeros(4, 32))
-    ids = torch.tensor([[5, 6]])
-    with pytest.raises(PivotuneError, match="needs a Transform Matrix"):
-        connection.lend(ids, torch.ones_like(ids))
-    assert connection.lend(ids, torch.ones_like(ids), ids).shape == (1, 32)
-
-
-# The Transform Matrix ------------------------------------------------------------------------------------------------
-
-
-class Pairs:
-    """Parallel questions in the form that the tokenised data have, as far as the fit needs it."""
-
-    def __init__(self, number: int):
-        lengths = [3 + n % 7 for n in range(number)]
-        self.target, self.english = draw(lengths, 20), draw(lengths[::-1], 21)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self.english if key == "english_prompt_ids" else key
-
-    def collate(self, rows: list[int]) -> dict[str, Tensor]:
-        def right(ids: list[list[int]]) -> tuple[Tensor, Tensor]:
-            width = max(map(len, ids))
-            padded = torch.tensor([r + [0] * (width - len(r)) for r in ids])
-            return padded, torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in ids])
-
-        answered = [self.target[i] + [5, 2] for i in rows]  # an answer follows; the fit must not look at it
-        ids, mask = right(answered)
-        english, english_mask = right([self.english[i] for i in rows])
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "prompt_length": torch.tensor([len(self.target[i]) for i in rows]),
-            "pair_row": torch.arange(len(rows)),
-            "english_input_ids": english,
-            "english_attention_mask": english_mask,
-        }
-
-
-@pytest.mark.parametrize("matrix", ["shared", "per_layer"])
-@pytest.mark.parametrize("ridge", [0.0, 0.1])
-def test_transform_matrix_equals_plain_least_squares(matrix: str, ridge: float) -> None:
-    model = tiny("gemma2")
-    method = CCTuning(model, CCTuningConfig(matrix=matrix, ridge=ridge))
-    pairs = Pairs(80)
-    fitted = fit_transform_matrix(method, pairs, pairs.collate, batch_size=7, seed=3)
-    order = torch.randperm(80, generator=torch.Generator().manual_seed(3)).tolist()
-    activations = [
-        tuple(reference.last_feed_forward(model, side[i]).detach().numpy() for side in (pairs.target, pairs.english))
-        for i in order
-    ]
-    expected = reference.fit(activations[8:], matrix=matrix, ridge=ridge)
-    np.testing.assert_allclose(fitted.weight.numpy(), expected, rtol=1e-4, atol=1e-5)
-
-    held = activations[:8]
-    per_layer = expected if matrix == "per_layer" else [expected] * 4
-    T = np.stack([t for _, t in held])
-    predicted = np.stack([[s[n] @ per_layer[n] for n in range(4)] for s, _ in held])
-    residual, variance = ((predicted - T) ** 2).sum((0, 2)), ((T - T.mean(0)) ** 2).sum((0, 2))
-    np.testing.assert_allclose(fitted.report["r2_per_layer"], 1 - residual / variance, rtol=1e-6)
-    assert fitted.report["r2"] == pytest.approx(1 - residual.sum() / variance.sum(), rel=1e-6)
-    assert (fitted.report["pairs"], fitted.report["held_out_pairs"]) == (72, 8)
-    assert str(fitted).startswith("Transform Matrix: fitted on 72 pairs; R^2 on 8 held-out pairs: ")
-
-
-@settings(deadline=None, max_examples=20)
-@given(size=st.integers(1, 6), batches=st.integers(1, 4), seed=st.integers(0, 2**16))
-def test_streaming_least_squares_recovers_a_planted_matrix(size: int, batches: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    planted = torch.randn(2, size, size, dtype=torch.float64, generator=generator)
-    equations = NormalEquations(2, size)
-    for _ in range(batches):
-        rows = torch.randn(2, 4 * size, size, dtype=torch.float64, generator=generator)
-        equations.add(rows, rows @ planted)
-    torch.testing.assert_close(equations.solve(0.0), planted, rtol=1e-6, atol=1e-6)
-
-
-@settings(deadline=None)
-@given(
-    sizes=st.lists(st.integers(0, 5), min_size=1, max_size=6).filter(lambda sizes: sum(sizes) > 1),
-    offset=st.sampled_from([0.0, 1.0, -1e6, 1e6]),
-    scale=st.sampled_from([1e-3, 1.0, 1e3]),
-    seed=st.integers(0, 2**16),
-)
-def test_running_r2_equals_its_definition(sizes: list[int], offset: float, scale: float, seed: int) -> None:
-    """However the rows come in parts; also far from the origin, where raw squares would lose the digits that matter."""
-    draw = np.random.default_rng(seed)
-    targets = offset + scale * draw.normal(size=(3, sum(sizes), 4)) * np.array([1.0, 2.0, 0.1])[:, None, None]
-    predicted = targets + 0.5 * scale * draw.normal(size=targets.shape)
-    running, start = RunningR2(3, 4), 0
-    for size in sizes:
-        part = slice(start, start + size)
-        running.add(torch.from_numpy(predicted[:, part]), torch.from_numpy(targets[:, part]))
-        start += size
-    r2, per_group = r_squared(predicted.transpose(1, 0, 2), targets.transpose(1, 0, 2))
-    # What the numbers themselves can say: at 1e6 they are spaced 1e-10 apart.
-    tolerance = dict(rel=1e-9, abs=1e-9) if scale >= 1 or abs(offset) < 2 else dict(rel=1e-5, abs=1e-5)
-    assert running.count == sum(sizes)
-    assert running.overall() == pytest.approx(r2, **tolerance)
-    assert running.per_group() == pytest.approx(per_group, **tolerance)
-
-
-def test_raw_squares_would_not_do() -> None:
-    """Guards the test above: the obvious one-pass formula is far off where RunningR2 is exact."""
-    draw = np.random.default_rng(0)
-    targets = torch.from_numpy(1e6 + 1e-2 * draw.normal(size=(1, 50, 4)))
-    predicted = targets + 5e-3 * torch.from_numpy(draw.normal(size=targets.shape))
-    running = RunningR2(1, 4)
-    for part in range(0, 50, 10):
-        running.add(predicted[:, part : part + 10], targets[:, part : part + 10])
-    exact = r_squared(predicted.numpy().transpose(1, 0, 2), targets.numpy().transpose(1, 0, 2))[0]
-    raw = ((targets**2).sum(dim=1) - targets.sum(dim=1) ** 2 / 50).sum()
-    assert running.overall() == pytest.approx(exact, rel=1e-6)
-    assert abs(1 - float(((predicted - targets) ** 2).sum() / raw) - exact) > 1e-3
-
-
-def test_r2_of_too_little() -> None:
-    running = RunningR2(2, 3)
-    assert running.overall() is None and running.per_group() is None
-    row = torch.ones(2, 1, 3)
-    running.add(row, row)
-    assert running.count == 1 and running.overall() is None and running.per_group() is None
-    running.add(row, row)  # a target that never changes has no variance to explain
-    assert running.overall() is None and running.per_group() == [None, None]
-    other = torch.tensor([1.0, 3.0])[:, None, None].expand(2, 1, 3)
-    running.add(other, other)
-    assert running.overall() == 1.0 and running.per_group() == [None, 1.0]
-
-
-def test_fitting_needs_pairs() -> None:
-    pairs = Pairs(1)
-    with pytest.raises(PivotuneError, match="parallel questions"):
-        fit_transform_matrix(CCTuning(tiny("llama"), CCTuningConfig()), pairs, pairs.collate)
+def test_several_are_one() -> None:
+    notes: list[str] = []
+    both = Together([Noted("a", ("on", "none"), notes), Noted("b", ("none", "soft"), notes)])
+    assert both.modes == ("on", "none", "soft")
+    model = tiny("llama").eval()
+    connect(model, both)
+    generate(model)  # b has no mode of this name, and none is its own default
+    assert notes == ["a: on, []", "a: left"]
+    notes.clear()
+    generate(model, connection="soft")
+    assert notes == ["a: on, []", "b: soft, []", "b: left", "a: left"]
+    notes.clear()
+    generate(model, connection="none")
+    assert notes == []
+    lent = both.lend(IDS, torch.ones_like(IDS))
+    assert lent == [("a0", "b0"), ("a1", "b1")]
+    with both.at(lent[::-1], torch.tensor([2, 2])):
+        assert notes == ["a: ['a1', 'a0']", "b: ['b1', 'b0']"]

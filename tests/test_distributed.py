@@ -74,8 +74,8 @@ def test_two_ranks_equal_one_process(name: str, alone: Path, together: Path) -> 
 def test_chosen_layers_are_the_same_on_two_ranks(alone: Path, together: Path) -> None:
     """The choice, its curve and the files, written once."""
     ours, theirs = (json.loads((folder / "auto" / "pivotune.json").read_text()) for folder in (alone, together))
-    assert ours["layers"] == theirs["layers"]
-    assert ours["deep_supervision"] == theirs["deep_supervision"]
+    assert ours["found"] == theirs["found"]
+    assert ours["objectives"] == theirs["objectives"]
     assert (together / "auto" / "layers.png").is_file()
 
 
@@ -85,6 +85,17 @@ def test_resumed_equals_uninterrupted_on_two_ranks(together: Path) -> None:
     same(together / "resumed", together / "resumed-again")
 
 
+def test_all_ranks_refuse_alike(together: Path) -> None:
+    """A NaN in one rank's last parameter at the second checkpoint; the folder of a run as a checkpoint; no change."""
+    ours, theirs = (json.loads((together / f"refused-{rank}.json").read_text()) for rank in (0, 1))
+    assert ours == theirs
+    broken, folder, untrained = ours
+    assert broken.startswith("step 2: NaN or infinity in cc_tuning.decision_maker.weight. Nothing of it is saved.")
+    assert "is the folder of a run" in folder
+    assert "not a bit of any parameter has changed" in untrained
+    assert sorted(path.name for path in (together / "broken-run").iterdir()) == ["checkpoint-1", "pivotune.unfinished"]
+
+
 def test_the_command_line_on_two_ranks(folder: Path) -> None:
     """What is printed is printed once."""
     base, data = folder / "base", folder / "train.jsonl"
@@ -92,7 +103,7 @@ def test_the_command_line_on_two_ranks(folder: Path) -> None:
     file = folder / "run.yaml"
     content = {
         "output": config.output,
-        "method": config.method,
+        "cc_tuning": {},
         "model": {"path": str(base)},
         "data": {"train": str(data)},
         "training": {"max_steps": 2, "use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 4},

@@ -22,7 +22,8 @@ BAD = [math.nan, math.inf, -math.inf]
 
 @given(st.sampled_from(DTYPES), st.sampled_from(BAD), st.integers(1, 70), st.data())
 def test_one_bad_value_is_found_anywhere(dtype: torch.dtype, bad: float, size: int, data: st.DataObject) -> None:
-    values = torch.full((size,), torch.finfo(dtype).max, dtype=torch.float64)
+    root = 0.99 * torch.finfo(dtype if dtype == torch.float64 else torch.float32).max ** 0.5
+    values = torch.full((size,), min(torch.finfo(dtype).max, root), dtype=torch.float64)
     assert not finite.broken(values.to(dtype))  # the greatest number is one
     values[data.draw(st.integers(0, size - 1))] = bad
     assert finite.broken(values.to(dtype))
@@ -87,3 +88,9 @@ def test_files_of_a_checkpoint(bad: float, tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_a_problem(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"none of it")
     assert str(finite.problem_in_files(tmp_path)).startswith(f"{name} cannot be read")
+
+
+def test_a_number_whose_square_is_infinite_counts_as_infinite() -> None:
+    assert finite.broken(torch.tensor([1.0, -1e20]))
+    assert not finite.broken(torch.tensor([1.0, -1e18]))
+    assert not finite.broken(torch.tensor([6e4], dtype=torch.float16))

@@ -19,12 +19,13 @@ import torch
 import pivotune.generation
 from pivotune.answers import AnswerFile
 from pivotune.cli import main
-from pivotune.connection import Connection, connect
+from pivotune.connection import connect
 from pivotune.data import ParallelExample
 from pivotune.errors import PivotuneError
-from pivotune.files import write_text
-from pivotune.generation import generate, generate_texts, load
-from pivotune.methods import CCTuningConfig
+from pivotune.files import locked_file, write_text
+from pivotune.generation import _state, generate, generate_texts, load
+from pivotune.objectives import CCTuningConfig
+from pivotune.objectives.cc_tuning import LinearConnection
 from tests.runs import write_base
 
 QUESTIONS = ["保持健康的提示", "睡眠", "give three tips for staying healthy", "Ăn uống đều đặn"]
@@ -42,7 +43,7 @@ def opened(base: Path, connected: bool) -> tuple[Any, Any]:
         generator = torch.Generator().manual_seed(1)
         decision_maker = torch.randn(L, d, dtype=torch.float64, generator=generator)
         matrix = torch.randn(d, d, dtype=torch.float64, generator=generator)
-        connect(model, Connection(model, CCTuningConfig(), decision_maker, matrix))
+        connect(model, LinearConnection(model, CCTuningConfig(), decision_maker, matrix))
     return model, tokenizer
 
 
@@ -83,7 +84,7 @@ def test_real_english_comes_from_the_examples(base: Path) -> None:
 
 
 def test_a_run_without_connection_says_so(base: Path) -> None:
-    with pytest.raises(PivotuneError, match="not trained with CC-Tuning"):
+    with pytest.raises(PivotuneError, match="not trained with a connection"):
         load(base, "matrix")
     model, tokenizer = load(base, "none")
     assert generate_texts(model, tokenizer, QUESTIONS[:1], connection="none", max_new_tokens=1)
@@ -123,7 +124,7 @@ def test_the_command_line(
         (["a", "--prompts_file", "b.txt"], ["prompts", "choose one"]),
         (["a", "--temperature", "-1"], ["temperature", "-1"]),
         (["a", "--batch_size", "0"], ["batch_size", "0"]),
-        (["a", "--connection", "english"], ["connection", "not trained with CC-Tuning"]),
+        (["a", "--connection", "english"], ["connection", "not trained with a connection"]),
         (["a", "--output", "no/such/folder/x"], ["output", "does not exist"]),
         (["a", "--output", "."], ["output", "is a folder"]),
         (["a", "--output", __file__], ["output", "already exists", "--overwrite true"]),
@@ -346,3 +347,22 @@ def test_a_killed_call_goes_on(base: Path, tmp_path: Path, sent: str) -> None:
     kept = [json.loads(line) for line in part.read_text("utf-8").split("\n")[1:-1]]
     answers = generate(**options)
     assert len(answers) == 30 and all(answers[place] == text for place, text in kept) and not part.exists()
+
+
+def test_two_calls_do_not_write_one_file(base: Path, tmp_path: Path) -> None:
+    with locked_file("output", tmp_path / "a.jsonl"):
+        code = (
+            "from pivotune.cli import main; "
+            f"main(['generate', {str(base)!r}, 'a', '--output', {str(tmp_path / 'a.jsonl')!r}])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and "another process is writing into" in done.stderr, done.stderr
+
+
+def test_answers_inside_the_run_folder_go_on(base: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(base, tmp_path / "run"))
+    before = _state(run)
+    (run / "a.jsonl.part").write_text("{}")
+    assert _state(run) == before
+    (run / "config.json").write_text((run / "config.json").read_text() + " ")
+    assert _state(run) != before

@@ -196,7 +196,7 @@ def test_what_is_no_model(
         open_config(path)
     assert message in str(caught.value)
     run = tmp_path / "run.yaml"
-    run.write_text(f"output: {tmp_path / 'out'}\nmethod: sft\ndata: {{train: {data}}}\ntraining: {{use_cpu: true}}\n")
+    run.write_text(f"output: {tmp_path / 'out'}\ndata: {{train: {data}}}\ntraining: {{use_cpu: true}}\n")
     for command in (
         ["train", str(run), "--model.path", path],
         ["generate", path, "hello"],

@@ -210,3 +210,4 @@ def test_a_missing_file_and_its_neighbour(tmp_path: Path) -> None:
         read_file(tmp_path, lambda name: False)
     assert similar(tmp_path / "nothing" / "like") == f"; there is no {tmp_path / 'nothing'}."
     assert similar(tmp_path / "zzz") == "."
+    assert similar(tmp_path / ("a" * 300) / "b") == f"; there is no {tmp_path / ('a' * 300)}."

@@ -16,12 +16,12 @@ from tests.data.alpaca import alpaca_rows, write_jsonl
 LAYERS = ["--deep_supervision.conversion_layer", "1", "--deep_supervision.thinking_layer", "2"]
 FEATURE = ["--deep_supervision.language_conversion", "feature", "--deep_supervision.english_thinking", "feature"]
 RUNS = {
-    "sft": ["--method", "sft"],
-    "logits, teacher-forced": ["--method", "deep_supervision", *LAYERS],
-    "logits, position-wise": ["--method", "deep_supervision", *LAYERS, "--deep_supervision.reading", "position_wise"],
-    "feature": ["--method", "deep_supervision", *LAYERS, *FEATURE],
-    "cc_tuning": ["--method", "cc_tuning"],
-    "both": ["--method", "both", *LAYERS],
+    "sft": [],
+    "logits, teacher-forced": LAYERS,
+    "logits, position-wise": [*LAYERS, "--deep_supervision.reading", "position_wise"],
+    "feature": [*LAYERS, *FEATURE],
+    "cc_tuning": ["--cc_tuning"],
+    "both": ["--cc_tuning", *LAYERS],
 }
 
 
@@ -81,7 +81,7 @@ def test_fifty_steps_of_every_method(
         assert min(values[-2:]) < values[0], (term, values)
     info = json.loads((tmp_path / "run" / "pivotune.json").read_text())
     if method in ("cc_tuning", "both"):
-        assert math.isfinite(info["transform_matrix"]["r2"])
+        assert math.isfinite(info["found"]["cc_tuning"]["transform_matrix"]["r2"])
 
 
 def test_released_prompts_are_answered_in_batches(

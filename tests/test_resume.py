@@ -18,12 +18,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pivotune import checkpoint, resume
-from pivotune.checkpoint import INFO
+from pivotune.checkpoint import INFO, UNFINISHED
 from pivotune.config import LoraOptions, RunConfig, TrainingOptions
 from pivotune.data import ParallelCollator, read_examples, tokenize_examples
 from pivotune.errors import PivotuneError
-from pivotune.methods import SFT, CCTuningConfig, DeepSupervisionConfig
-from pivotune.training import PivotuneTrainer, train
+from pivotune.method import Method
+from pivotune.objectives import CCTuningConfig, DeepSupervisionConfig
+from pivotune.trainer import PivotuneTrainer
+from pivotune.training import train
 from tests.runs import LAYERS, configuration, log, options, rows, same, weights, write_base, write_rows
 
 SAVING: dict[str, Any] = dict(save_strategy="steps", save_steps=1, max_steps=3, per_device_train_batch_size=4)
@@ -176,11 +178,14 @@ CASES = [(section, name) for section, (default, _) in OWN.items() for name in va
 @pytest.mark.parametrize(("section", "name"), CASES)
 def test_every_own_option_is_fixed_unless_only_the_matrix_reads_it(section: str, name: str) -> None:
     default, other = OWN[section]
-    then = replace(run(), **{section: default})
-    now = replace(run(), **{section: replace(default, **{name: other[name]})})  # type: ignore[type-var]
-    if f"{section}.{name}" in resume.AFTER_TRAINING:
+
+    def of(options: Any) -> RunConfig:
+        return replace(run(), lora=options) if section == "lora" else run(**{section: options})
+
+    then, now = of(default), of(replace(default, **{name: other[name]}))  # type: ignore[type-var]
+    if f"{section}.{name}" in resume.after_training():
         assert resume.compare("c", record(then), record(now)) == []
-        assert not resume.unchanged(record(then), record(now), resume.AFTER_TRAINING)
+        assert not resume.unchanged(record(then), record(now), resume.after_training())
         return
     with pytest.raises(PivotuneError, match=rf"{section}\.{name}: got .*, was "):
         resume.compare("c", record(then), record(now))
@@ -193,7 +198,7 @@ def test_a_section_that_a_table_names_holds_such_options() -> None:
 
 
 def test_automatic_layers_are_those_of_the_checkpoint() -> None:
-    automatic = replace(run(), deep_supervision=DeepSupervisionConfig(conversion_layer="auto", thinking_layer="auto"))
+    automatic = run(deep_supervision=DeepSupervisionConfig(conversion_layer="auto", thinking_layer="auto"))
     assert resume.compare("c", record(run()), record(automatic)) == []
 
 
@@ -203,9 +208,9 @@ def test_the_order_of_target_modules_does_not_count() -> None:
 
 
 def test_records_of_older_versions_and_of_other_libraries_are_compared_as_far_as_they_go() -> None:
-    assert resume.compare("c", {"method": "both"}, record(run(lora=8))) == []
-    with pytest.raises(PivotuneError, match='method: got "both", was "sft"'):
-        resume.compare("c", {"method": "sft"}, record(run()))
+    assert resume.compare("c", {"objectives": record(run())["objectives"]}, record(run(lora=8))) == []
+    with pytest.raises(PivotuneError, match=r'objectives: got \["cc_tuning", "deep_supervision"\], was \[\]'):
+        resume.compare("c", {"objectives": {}}, record(run()))
     older = record(run())
     del older["training"]["adam_beta2"], older["lora"]["dropout"]  # options that an older version lacked
     assert resume.compare("c", older, record(run())) == []
@@ -265,7 +270,7 @@ def test_a_run_that_was_interrupted_goes_on_and_says_so(
     [
         ({"lora": 8}, "both", r"lora\.r: got 8, was 4"),
         ({"lora": 0}, "both", r"lora\.r: got 0, was 4"),
-        ({}, "cc_tuning", 'method: got "cc_tuning", was "both"'),
+        ({}, "cc_tuning", r'objectives: got \["cc_tuning"\], was \["cc_tuning", "deep_supervision"\]'),
         ({"cc_tuning": CCTuningConfig(connection_layer=2)}, "both", r"cc_tuning\.connection_layer: got 2, was 1"),
         ({"seed": 3}, "both", r"training\.seed: got 3, was 42.*ignore_data_skip"),
     ],
@@ -413,6 +418,7 @@ def test_the_checkpoint_just_written_is_never_the_one_removed(begun: Path, base:
     """A half-written one of a later step may be left of an interruption."""
     shutil.copytree(whole / "checkpoint-3", begun / "checkpoint-8")
     (begun / "checkpoint-8" / INFO).unlink()
+    (begun / "checkpoint-8" / UNFINISHED).touch()
     run = train(again(base, data, begun, save_total_limit=1))
     assert checkpoint.complete_checkpoints(run) == [run / "checkpoint-3"]
 
@@ -472,10 +478,10 @@ def test_trained_and_not_written(
 def test_another_matrix_is_fitted_from_the_last_checkpoint(whole: Path, base: Path, data: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(whole, tmp_path / "copy"))
     run = train(again(base, data, copy, cc_tuning=CCTuningConfig(matrix="per_layer")))
-    assert load_file(run / "pivotune.safetensors")["transform_matrix"].shape == (3, 16, 16)
+    assert load_file(run / "pivotune.safetensors")["cc_tuning.transform_matrix"].shape == (3, 16, 16)
     assert torch.equal(
-        load_file(run / "pivotune.safetensors")["decision_maker.weight"],
-        load_file(whole / "pivotune.safetensors")["decision_maker.weight"],
+        load_file(run / "pivotune.safetensors")["cc_tuning.decision_maker.weight"],
+        load_file(whole / "pivotune.safetensors")["cc_tuning.decision_maker.weight"],
     )
 
 
@@ -491,7 +497,7 @@ def test_the_trainer_by_itself_resumes_from_the_last_good_one(
 
     def trainer(folder: Path = base, **changed: Any) -> PivotuneTrainer:
         args = options(**{**SAVING, "output_dir": str(tmp_path / "run"), **changed})
-        return PivotuneTrainer(SFT(AutoModelForCausalLM.from_pretrained(folder)), args, **shapes)
+        return PivotuneTrainer(Method(AutoModelForCausalLM.from_pretrained(folder)), args, **shapes)
 
     trainer().train()
     last = tmp_path / "run" / "checkpoint-3"

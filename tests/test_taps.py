@@ -53,7 +53,7 @@ def test_injects_where_told(family, layer):
     layer = anatomy.num_layers if layer == "last" else layer
     vectors = torch.randn(2, 32, dtype=torch.float64)
     positions = torch.tensor([[7, 6], [0, -1]])  # the second row at one position only
-    with Tap(anatomy, hidden=[layer, anatomy.num_layers], injection=Injection(layer, vectors, positions)) as tap:
+    with Tap(anatomy, hidden=[layer, anatomy.num_layers], injections=[Injection(layer, vectors, positions)]) as tap:
         anatomy.decoder(**padded())
     for row, (tokens, where) in enumerate(zip(TOKENS, [[7, 6], [0]], strict=True)):
         alone = run(model, tokens, Connection(layer, where, vectors[row]))
@@ -67,7 +67,7 @@ def test_injects_where_told(family, layer):
 def test_zero_rows_change_nothing():
     anatomy = Anatomy(tiny("llama"))
     plain = anatomy.decoder(**padded()).last_hidden_state
-    with Tap(anatomy, injection=Injection(1, torch.zeros(2, 32, dtype=torch.float64), LAST[:, None])):
+    with Tap(anatomy, injections=[Injection(1, torch.zeros(2, 32, dtype=torch.float64), LAST[:, None])]):
         assert torch.equal(anatomy.decoder(**padded()).last_hidden_state, plain)
 
 
@@ -79,14 +79,14 @@ def test_nothing_is_left_on_the_model(checkpointing):
     anatomy = Anatomy(model)
     before = footprint(model)
     injection = Injection(1, torch.ones(2, 32, dtype=torch.float64), LAST[:, None])
-    with Tap(anatomy, hidden=[2], feed_forward_at=LAST, injection=injection) as tap:
+    with Tap(anatomy, hidden=[2], feed_forward_at=LAST, injections=[injection]) as tap:
         assert footprint(model) != before
         anatomy.decoder(**padded())
     assert footprint(model) == before
     (tap.feed_forward().sum() + tap.hidden[2].sum()).backward()
     assert footprint(model) == before
 
-    with pytest.raises(ZeroDivisionError), Tap(anatomy, hidden=[2], feed_forward_at=LAST, injection=injection):
+    with pytest.raises(ZeroDivisionError), Tap(anatomy, hidden=[2], feed_forward_at=LAST, injections=[injection]):
         _ = 1 / 0
     assert footprint(model) == before
 

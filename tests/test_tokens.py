@@ -29,6 +29,7 @@ from pivotune.tokens import (
     context_length,
     end_ids,
     fit_padding,
+    listed,
     rows_of,
     until_end,
 )
@@ -83,7 +84,6 @@ def configuration(
 ) -> RunConfig:
     return RunConfig(
         output=str(output),
-        method="sft",
         model=ModelConfig(str(base)),
         data=DataConfig(str(data), max_length=max_length),
         lora=LoraOptions(r=lora),
@@ -302,7 +302,7 @@ def test_added_words_get_rows_in_full_training(tmp_path: Path, capsys: pytest.Ca
     rows = [{"id": str(n), "language": "en", "prompt": "2 + 2?", "completion": "<four>"} for n in range(8)]
     run = train(configuration(base, write_rows(tmp_path / "train.jsonl", rows), tmp_path / "run", max_steps=1))
     said = capsys.readouterr().out
-    assert 'model: the data use 1 tokens without a row in the embedding table of 500 rows ("<four>"). It was' in said
+    assert 'model: the data use 1 token without a row in the embedding table of 500 rows ("<four>"). It was' in said
     assert "enlarged to 502 rows" in said
     model, tokenizer = load(run)
     assert rows_of(model) == model.config.vocab_size == model.lm_head.weight.shape[0] == 502
@@ -313,7 +313,7 @@ def test_added_words_under_adapters_are_refused(tmp_path: Path) -> None:
     base = write_model(tmp_path / "base", with_words("<four>"), rows=500)
     rows = [{"id": "1", "language": "en", "prompt": "2 + 2?", "completion": "<four>"}]
     data = write_rows(tmp_path / "train.jsonl", rows)
-    with pytest.raises(PivotuneError, match=r"lora.r: the data use 1 tokens without a row.*<four>.*Train fully"):
+    with pytest.raises(PivotuneError, match=r"lora.r: the data use 1 token without a row.*<four>.*Train fully"):
         train(configuration(base, data, tmp_path / "run", lora=4))
     rows[0]["completion"] = "four"
     train(configuration(base, write_rows(data, rows), tmp_path / "run", lora=4, max_steps=1))
@@ -382,3 +382,9 @@ def test_layers_refuse_a_word_without_a_row(tmp_path: Path) -> None:
     rows = [ParallelExample("1", "zh", Text(prompt="<four> 几"), where="f:1")]
     with pytest.raises(PivotuneError, match='data: the tokens "500" have no row'):
         choose_layers(run.model, run.tokenizer, rows)
+
+
+def test_ends_that_are_no_ids() -> None:
+    for ids in ("x", ["x"], 2.5):
+        with pytest.raises(PivotuneError, match="eos_token_id: got"):
+            listed(ids)  # type: ignore[arg-type]

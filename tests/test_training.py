@@ -18,12 +18,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pivotune.checkpoint import INFO, UNFINISHED, load_run
-from pivotune.config import DeepSupervisionConfig, LoraOptions
-from pivotune.connection import NormalEquations
+from pivotune.config import LoraOptions
 from pivotune.data import ParallelCollator, read_examples, tokenize_examples
 from pivotune.errors import PivotuneError
-from pivotune.methods import SFT, CCTuningConfig, DeepSupervision
-from pivotune.training import PivotuneTrainer, _check_batches, train
+from pivotune.method import Method
+from pivotune.objectives import CCTuningConfig, DeepSupervisionConfig
+from pivotune.objectives.cc_tuning.transform_matrix import NormalEquations
+from pivotune.trainer import PivotuneTrainer, check_batches
+from pivotune.training import train
 from tests.runs import (
     FEATURE,
     LAYERS,
@@ -72,7 +74,7 @@ def test_eight_by_one_is_one_by_eight(
             learning_rate=0.1,
         )
         if method == "feature":
-            config.deep_supervision = FEATURE
+            config.objectives = [FEATURE]
         runs.append(train(config))
     same(*runs, tolerance=1e-6)
     first, second = map(log, runs)
@@ -123,7 +125,9 @@ def test_a_silent_term_and_missing_pairs_are_reported(
         )
     text = caplog.text
     assert text.count("the term 'english_thinking' had no items since the last log") == 1
-    assert text.count("no example had an English counterpart, so the methods") == 2  # when it happens, and at the end
+    assert (
+        text.count("no example had an English counterpart, so the objectives") == 2
+    )  # when it happens, and at the end
     assert "In 6 of 8 logging windows the term 'language_conversion' was exactly zero" in text
 
 
@@ -273,11 +277,11 @@ def test_bfloat16(dtype: str, rank: int, base: Path, data: Path, tmp_path: Path)
     found = load_run(run)
     assert found.model.dtype == getattr(torch, dtype)
     expected = torch.float32 if rank else getattr(torch, dtype)
-    assert found.tensors["decision_maker.weight"].dtype == expected
+    assert found.tensors["cc_tuning.decision_maker.weight"].dtype == expected
 
 
 def test_one_process_uses_one_gpu(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    method = SFT(AutoModelForCausalLM.from_pretrained(base))
+    method = Method(AutoModelForCausalLM.from_pretrained(base))
     args = options(output_dir=str(tmp_path))
     args._n_gpu = 2
     with caplog.at_level(logging.WARNING, logger="pivotune"):
@@ -298,24 +302,22 @@ def test_the_trainer_works_by_itself(base: Path, data: Path, tmp_path: Path) -> 
     """In a user's own script, with plain TrainingArguments and a plain list of rows."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     dataset, _ = tokenize_examples(read_examples(data)[0], tokenizer)
-    method = DeepSupervision(AutoModelForCausalLM.from_pretrained(base), DeepSupervisionConfig(
-        conversion_layer=1, thinking_layer=2, thinking_weight=0.0,
-    ))  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(base)
     trainer = PivotuneTrainer(
-        method,
+        Method(model, [replace(LAYERS, thinking_weight=0.0)]),
         options(output_dir=str(tmp_path / "run"), max_steps=1),
         train_dataset=list(dataset),
         data_collator=ParallelCollator.for_tokenizer(tokenizer),
     )
     trainer.train()
     trainer.save_model()
-    assert json.loads((tmp_path / "run" / INFO).read_text())["method"] == "deep_supervision"
+    assert json.loads((tmp_path / "run" / INFO).read_text())["objectives"].keys() == {"deep_supervision"}
     entry = trainer.state.log_history[0]
     assert entry["loss"] == pytest.approx(entry["lm"] + entry["language_conversion"], rel=1e-5)
     assert entry["english_thinking"] > 0  # weight 0: measured, not trained
 
 
-@pytest.mark.parametrize("method", METHODS[1:])
+@pytest.mark.parametrize("method", [name for name, objectives in METHODS.items() if objectives])
 def test_data_without_english_is_refused(method: str, base: Path, tmp_path: Path) -> None:
     alone = write_rows(tmp_path / "alone.jsonl", rows(4, english=0))
     with pytest.raises(PivotuneError, match="no example has an English counterpart"):
@@ -343,12 +345,10 @@ def test_an_english_answer_is_needed_only_where_it_is_read(
                 del one["english"]["completion"]
         data = write_rows(tmp_path / f"{name}.jsonl", made)
         kind = method if method in METHODS else "deep_supervision"
-        config = configuration(base, data, tmp_path / name, kind)
-        config.deep_supervision = supervision.get(method, config.deep_supervision)
-        runs.append(train(config))
+        runs.append(train(configuration(base, data, tmp_path / name, kind, deep_supervision=supervision.get(method))))
     same(*runs)
-    config.deep_supervision = replace(LAYERS, thinking_weight=0.0)  # it is measured, and so it is read
-    config = replace(config, method="deep_supervision", output=str(tmp_path / "thinking"))
+    measured = replace(LAYERS, thinking_weight=0.0)  # and so it is read
+    config = configuration(base, data, tmp_path / "thinking", "deep_supervision", deep_supervision=measured)
     with pytest.raises(PivotuneError, match=r"without\.jsonl:\d+: missing English answer: .*english_thinking: logits"):
         train(config)
 
@@ -414,24 +414,26 @@ def test_what_makes_a_run_is_recorded(data: Path, tmp_path: Path) -> None:
     """Of this `pivotune compare` recognises the seeds of one run."""
     config = configuration(write_base(tmp_path / "base", layers=6), data, tmp_path / "run", max_steps=1, seed=3)
     layers = DeepSupervisionConfig(conversion_layer="auto", thinking_layer=5)
-    info = load_run(train(replace(config, method="deep_supervision", deep_supervision=layers))).info
+    info = load_run(train(replace(config, objectives=[layers]))).info
     assert (info["training"]["seed"], info["training"]["learning_rate"], info["steps"]) == (3, 1e-2, 1)
     assert info["base_model"] == str((tmp_path / "base").resolve())
     assert info["revision"] is None
-    assert info["deep_supervision"]["conversion_layer"] == info["layers"]["conversion_layer"]
-    assert info["automatic_layers"] == ["conversion_layer"]
+    (settled,) = info["objectives"].values()
+    assert settled["conversion_layer"] == info["found"]["deep_supervision"]["layers"]["conversion_layer"]
+    assert settled["thinking_layer"] == 5
+    assert info["asked"] == {"deep_supervision": {"conversion_layer": "auto"}}
 
 
 def test_options_of_cc_tuning_arrive(base: Path, data: Path, tmp_path: Path) -> None:
     config = CCTuningConfig(matrix="per_layer", selection="soft", connection_layer=2)
     run = load_run(train(configuration(base, data, tmp_path / "run", "cc_tuning", cc_tuning=config)))
-    found = run.connection_tensors()
-    assert found is not None
-    assert found[0] == config
-    assert found[1].shape == (3, 16)
-    assert found[2] is not None
-    assert found[2].shape == (3, 16, 16)
-    assert run.info["transform_matrix"]["pairs"] > 0
+    assert run.objectives == {"cc_tuning": config}
+    assert {name: tuple(tensor.shape) for name, tensor in run.tensors.items()} == {
+        "cc_tuning.decision_maker.weight": (3, 16),
+        "cc_tuning.transform_matrix": (3, 16, 16),
+    }
+    assert run.connections["cc_tuning"].modes == ("matrix", "english", "none")
+    assert run.info["found"]["cc_tuning"]["transform_matrix"]["pairs"] > 0
 
 
 def test_the_model_is_kept_when_the_matrix_cannot_be_fitted(base: Path, tmp_path: Path) -> None:
@@ -439,9 +441,7 @@ def test_the_model_is_kept_when_the_matrix_cannot_be_fitted(base: Path, tmp_path
     config = configuration(base, few, tmp_path / "run", "cc_tuning", cc_tuning=CCTuningConfig(ridge=1e-18), max_steps=1)
     with pytest.raises(PivotuneError, match=r"transform matrix: cannot be solved with cc_tuning\.ridge: 1e-18"):
         train(config)
-    found = load_run(tmp_path / "run").connection_tensors()
-    assert found is not None
-    assert found[2] is None
+    assert load_run(tmp_path / "run").connections["cc_tuning"].modes == ("none", "english")
 
 
 def test_only_the_newest_checkpoints_stay(base: Path, data: Path, tmp_path: Path) -> None:
@@ -469,7 +469,7 @@ def _poison_parameter(trainer: PivotuneTrainer) -> None:
 
 
 def _poison_decision_maker(trainer: PivotuneTrainer) -> None:
-    trainer._trained()["decision_maker.weight"].data[1, 2] = float("inf")
+    trainer._trained()["cc_tuning.decision_maker.weight"].data[1, 2] = float("inf")
 
 
 def _poison_optimizer(trainer: PivotuneTrainer) -> None:
@@ -482,8 +482,8 @@ def _poison_optimizer(trainer: PivotuneTrainer) -> None:
     [
         (_poison_parameter, 0, r"model\.embed_tokens\.weight"),
         (_poison_parameter, 4, r"base_model\.model\.model\.layers\.0\.self_attn\.q_proj\.lora_A\.default\.weight"),
-        (_poison_decision_maker, 0, r"decision_maker\.weight"),
-        (_poison_decision_maker, 4, r"decision_maker\.weight"),
+        (_poison_decision_maker, 0, r"cc_tuning\.decision_maker\.weight"),
+        (_poison_decision_maker, 4, r"cc_tuning\.decision_maker\.weight"),
         (_poison_optimizer, 0, "the optimizer's state"),
         (_poison_optimizer, 4, "the optimizer's state"),
     ],
@@ -506,7 +506,7 @@ def test_nothing_broken_is_saved_and_the_good_stays(
         patch.setattr(PivotuneTrainer, "_save_checkpoint", broken)
         with pytest.raises(PivotuneError, match=f"step 3: NaN or infinity in {named}.*last good checkpoint is .*-2 "):
             train(config)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-1", "checkpoint-2"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-1", "checkpoint-2", UNFINISHED]
     config.training.resume_from_checkpoint = "true"
     assert load_run(train(config)).info["steps"] == 3
 
@@ -520,22 +520,22 @@ def test_a_broken_base_is_refused(bad: float, base: Path, data: Path, tmp_path: 
     AutoTokenizer.from_pretrained(base).save_pretrained(broken)
     named = r"has NaN or infinity in model\.layers\.1\.mlp\.up_proj\.weight"
     automatic = configuration(broken, data, tmp_path / "run", "deep_supervision")
-    automatic.deep_supervision = DeepSupervisionConfig(conversion_layer="auto", thinking_layer="auto")
+    automatic.objectives = [DeepSupervisionConfig(conversion_layer="auto", thinking_layer="auto")]
     for config in (automatic, configuration(broken, data, tmp_path / "run", lora=4)):
         with pytest.raises(PivotuneError, match=f"model.path: .*{named}"):
             train(config)
     with pytest.raises(PivotuneError, match=named):  # what answers, too
         load_run(broken)
     with pytest.raises(PivotuneError, match=r"before the first step: NaN or infinity in model\.layers\.1"):
-        _by_itself(SFT(model), base, data, tmp_path).train()
+        _by_itself(Method(model), base, data, tmp_path).train()
 
 
 def test_a_broken_result_is_not_opened(base: Path, data: Path, tmp_path: Path) -> None:
     run = train(configuration(base, data, tmp_path / "run", "cc_tuning"))
     tensors = load_file(run / "pivotune.safetensors")
-    tensors["transform_matrix"][0, 0] = float("nan")
+    tensors["cc_tuning.transform_matrix"][0, 0] = float("nan")
     save_file(tensors, run / "pivotune.safetensors")
-    with pytest.raises(PivotuneError, match="has NaN or infinity in transform_matrix"):
+    with pytest.raises(PivotuneError, match=r"has NaN or infinity in cc_tuning\.transform_matrix"):
         load_run(run)
 
 
@@ -556,7 +556,7 @@ def test_weights_that_train_are_not_float16(base: Path, data: Path, tmp_path: Pa
 
 
 def test_an_evaluation_that_breaks(base: Path, data: Path, tmp_path: Path) -> None:
-    trainer = _by_itself(SFT(AutoModelForCausalLM.from_pretrained(base)), base, data, tmp_path)
+    trainer = _by_itself(Method(AutoModelForCausalLM.from_pretrained(base)), base, data, tmp_path)
     _poison_parameter(trainer)
     with pytest.raises(PivotuneError, match=r"eval_loss is nan \(terms that are no number: lm\)"):
         trainer.evaluate()
@@ -570,7 +570,7 @@ def test_a_broken_matrix_is_no_result(base: Path, data: Path, tmp_path: Path, mo
     monkeypatch.setattr(NormalEquations, "solve", lambda self, ridge: solved(self, ridge) * float("inf"))
     with pytest.raises(PivotuneError, match="transform matrix: overflows"):
         train(configuration(base, data, tmp_path / "run", "both"))
-    assert "transform_matrix" not in load_run(tmp_path / "run").tensors  # the model itself is sound, and kept
+    assert "cc_tuning.transform_matrix" not in load_run(tmp_path / "run").tensors  # the model itself is sound, and kept
 
 
 def _scale_losses(monkeypatch: pytest.MonkeyPatch, start: float) -> None:
@@ -662,7 +662,7 @@ def test_an_interruption_says_how_to_go_on(
         ),
         ({"learning_rate": 1e-30}, "step 2: not a bit of any parameter has changed.*too small for weights in float32"),
         ({"eval_strategy": "epoch"}, "training.eval_strategy: needs examples to evaluate on"),
-        ({"load_best_model_at_end": True, "save_strategy": "epoch"}, "training.load_best_model_at_end: needs examples"),
+        ({"load_best_model_at_end": True, "save_strategy": "epoch"}, "training.eval_strategy: needs examples"),
         ({"eval_on_start": True}, "training.eval_on_start: needs examples"),
     ],
 )
@@ -683,8 +683,8 @@ def test_options_under_which_nothing_is_trained(
             {"target_modules": ["q_proj", "v_prj"]},
             "lora.target_modules: no layer is named 'v_prj'; the model has .*v_proj",
         ),
-        ({"target_modules": "nothing_like_it"}, "lora: .*nothing_like_it"),
-        ({"dropout": 1.0}, "not a bit of any parameter has changed"),
+        ({"target_modules": "nothing_like_it"}, "lora.target_modules: no layer is named 'nothing_like_it'"),
+        ({"dropout": 1.0}, "lora.dropout: got 1.0"),
     ],
 )
 def test_adapters_that_would_learn_nothing(
@@ -707,7 +707,7 @@ def test_answers_that_are_cut_to_nothing(base: Path, data: Path, tmp_path: Path)
 
 
 def test_answers_without_a_token_to_learn(base: Path, data: Path, tmp_path: Path) -> None:
-    trainer = _by_itself(SFT(AutoModelForCausalLM.from_pretrained(base)), base, data, tmp_path)
+    trainer = _by_itself(Method(AutoModelForCausalLM.from_pretrained(base)), base, data, tmp_path)
     trainer.train_dataset = [{**row, "prompt_length": len(row["input_ids"])} for row in trainer.train_dataset]  # type: ignore[union-attr, index, attr-defined]
     with pytest.raises(PivotuneError, match=r"no.* bit of any parameter has changed.*is the term lm above 0"):
         trainer.train()
@@ -723,28 +723,28 @@ def test_a_warm_up_never_takes_the_only_step(base: Path, data: Path, tmp_path: P
 
 def test_a_batch_must_fill_on_every_rank() -> None:
     args = SimpleNamespace(dataloader_drop_last=True, per_device_train_batch_size=4, world_size=4)
-    _check_batches(range(16), args)  # type: ignore[arg-type]
+    check_batches(range(16), args)  # type: ignore[arg-type]
     with pytest.raises(PivotuneError, match=r"leaves nothing of 15 rows.*per_device_train_batch_size: 4, ranks: 4"):
-        _check_batches(range(15), args)  # type: ignore[arg-type]
+        check_batches(range(15), args)  # type: ignore[arg-type]
     with pytest.raises(PivotuneError, match="is empty"):
-        _check_batches([], args)  # type: ignore[arg-type]
+        check_batches([], args)  # type: ignore[arg-type]
 
 
 def test_one_pair_is_too_few_for_a_matrix(base: Path, tmp_path: Path) -> None:
     one = write_rows(tmp_path / "one.jsonl", rows(8, english=0.125))
     for method in ("cc_tuning", "both"):
-        with pytest.raises(PivotuneError, match=f"data.train: one example has.*method: {method} needs 2 at least"):
+        with pytest.raises(PivotuneError, match=r"data\.train: 1 example has .*cc_tuning needs 2 at least"):
             train(configuration(base, one, tmp_path / "run", method))
 
 
 def test_terms_that_are_only_measured_are_told(
     base: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = configuration(base, data, tmp_path / "run", "deep_supervision")
-    config.deep_supervision = replace(config.deep_supervision, conversion_weight=0.0, thinking_weight=0.0)
+    weightless = replace(LAYERS, conversion_weight=0.0, thinking_weight=0.0)
+    config = configuration(base, data, tmp_path / "run", "deep_supervision", deep_supervision=weightless)
     with caplog.at_level(logging.WARNING, logger="pivotune"):
         measured = train(config)
-    assert "its weights are 0, so its terms are measured and not trained, as with method: sft" in caplog.text
+    assert "its weights are 0, so its terms are measured and not trained" in caplog.text
     same(measured, train(configuration(base, data, tmp_path / "sft")))
 
 
@@ -778,9 +778,7 @@ def test_the_best_checkpoint_needs_evaluations_when_it_saves(base: Path, data: P
     assert len(_evaluations(run)) == 3
     for metric in ("lm", "eval_loss", "pairs"):
         options(metric_for_best_model=metric)
-    with pytest.raises(
-        PivotuneError, match=r"metric_for_best_model: got 'accuracy'; this run evaluates loss, pairs, lm"
-    ):
+    with pytest.raises(PivotuneError, match=r"metric_for_best_model: got 'accuracy'; choose one of 'loss', 'lm'"):
         train(
             configuration(base, data, tmp_path / "b", save_strategy="epoch", metric_for_best_model="accuracy", **best)
         )
@@ -798,7 +796,7 @@ def _nothing_in(folder: Path) -> None:
     assert not [*folder.rglob("*")]
 
 
-def _by_itself(method: SFT, base: Path, data: Path, folder: Path, **changed: Any) -> PivotuneTrainer:
+def _by_itself(method: Method, base: Path, data: Path, folder: Path, **changed: Any) -> PivotuneTrainer:
     tokenizer = AutoTokenizer.from_pretrained(base)
     dataset, _ = tokenize_examples(read_examples(data)[0], tokenizer)
     return PivotuneTrainer(
@@ -812,3 +810,23 @@ def _by_itself(method: SFT, base: Path, data: Path, folder: Path, **changed: Any
 
 def _base_weights(base: Path) -> dict[str, torch.Tensor]:
     return load_file(base / "model.safetensors")
+
+
+def test_what_the_last_update_breaks_is_not_saved(base: Path, data: Path, tmp_path: Path) -> None:
+    """Weights of 1e30 are finite, but nothing can be computed with them."""
+    with pytest.raises(PivotuneError, match=r"step 1: NaN or infinity in .*lower training\.learning_rate"):
+        train(configuration(base, data, tmp_path / "run", max_steps=1, learning_rate=1e30))
+    _nothing_in(tmp_path / "run")
+
+
+def test_paths_are_recorded_as_text(base: Path, data: Path, tmp_path: Path) -> None:
+    config = configuration(base, data, tmp_path / "run", max_steps=1)
+    config.data.train = data  # type: ignore[assignment]  # as users give it
+    assert json.loads((train(config) / INFO).read_text())["data"]["train"] == str(data)
+
+
+def test_a_group_that_is_no_group(base: Path, data: Path, tmp_path: Path) -> None:
+    config = configuration(base, data, tmp_path / "run")
+    config.training = {"max_steps": 1}  # type: ignore[assignment]
+    with pytest.raises(PivotuneError, match=r"training: got a dict; give a TrainingOptions\(\.\.\.\)"):
+        train(config)

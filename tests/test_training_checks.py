@@ -12,10 +12,11 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from pivotune import checkpoint, training
-from pivotune.config import DataConfig, RunConfig, TrainingOptions
+from pivotune.config import DataConfig, TrainingOptions
 from pivotune.errors import PivotuneError
+from pivotune.objectives import DeepSupervisionConfig
 from pivotune.training_checks import check_libraries, check_values
-from tests.runs import configuration, rows, write_base, write_rows
+from tests.runs import METHODS, configuration, rows, write_base, write_rows
 
 
 @pytest.mark.parametrize(
@@ -206,20 +207,22 @@ def test_what_depends_on_the_model(
     nothing_is_read(monkeypatch)
     (section,) = change
     base = write_base(tmp_path / "base", tie_word_embeddings=True)
-    method = section if section in ("deep_supervision", "cc_tuning") else "sft"
-    config = configuration(base, tmp_path / "train.jsonl", tmp_path / "run", method)
+    config = configuration(base, tmp_path / "train.jsonl", tmp_path / "run", section if section in METHODS else "sft")
     config = dataclasses.replace(config, data=DataConfig(str(tmp_path / "train.jsonl")))
-    changed = dataclasses.replace(getattr(config, section), **change[section])
+    if section in METHODS:
+        config.objectives = [dataclasses.replace(config.by_name[section], **change[section])]
+    else:
+        setattr(config, section, dataclasses.replace(getattr(config, section), **change[section]))
     with pytest.raises(PivotuneError) as caught:
-        training.train(dataclasses.replace(config, **{section: changed}))
+        training.train(config)
     assert message in str(caught.value)
 
 
 def test_automatic_layers_pass_the_check(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
-    config: RunConfig = configuration(base, tmp_path / "data", tmp_path / "run", "deep_supervision")
-    automatic = dataclasses.replace(config.deep_supervision, conversion_layer="auto", thinking_layer="auto")
-    training._check_model(dataclasses.replace(config, deep_supervision=automatic))
+    auto = DeepSupervisionConfig(conversion_layer="auto", thinking_layer="auto")
+    run = configuration(base, tmp_path / "data", tmp_path / "run", "deep_supervision", deep_supervision=auto)
+    training._check_model(run)
 
 
 def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

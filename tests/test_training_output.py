@@ -21,8 +21,9 @@ from pivotune import checkpoint
 from pivotune.checkpoint import INFO, UNFINISHED, load_run, read_info
 from pivotune.data import ParallelCollator, read_examples, tokenize_examples
 from pivotune.errors import PivotuneError
-from pivotune.methods import SFT
-from pivotune.training import PivotuneTrainer, train
+from pivotune.method import Method
+from pivotune.trainer import PivotuneTrainer
+from pivotune.training import train
 from tests.runs import configuration, options, rows, same, write_base, write_rows
 
 SAVING: dict[str, Any] = dict(save_strategy="steps", save_steps=1)
@@ -139,7 +140,7 @@ def test_a_trainer_by_itself_writes_over_nothing_either(base: Path, data: Path, 
     before = contents(tmp_path)
     for output, saved in (("base", None), ("run", "base")):
         trainer = PivotuneTrainer(
-            SFT(AutoModelForCausalLM.from_pretrained(base)),
+            Method(AutoModelForCausalLM.from_pretrained(base)),
             options(output_dir=str(tmp_path / output), max_steps=1),
             train_dataset=list(dataset),
             data_collator=ParallelCollator.for_tokenizer(tokenizer),
@@ -209,7 +210,7 @@ def test_the_trained_model_is_kept_where_there_is_room(
     assert said.startswith(f"output: the run could not be written into {places}/disk/run: ") and "\n" not in said
     assert f"The model as trained up to step 2 is complete in {rescued}." in said
     same(whole, rescued)
-    assert load_run(rescued).connection_tensors()[2] is not None  # type: ignore[index]
+    assert "cc_tuning.transform_matrix" in load_run(rescued).tensors
     assert not list((places / "disk").glob("run/*.safetensors"))
     assert not list((places / "tmp").iterdir())
 
@@ -278,7 +279,7 @@ def test_a_disk_that_is_too_small_is_said_before_training(
     weights = (base / "model.safetensors").stat().st_size
     free = weights // 2 if not saving else 3 * weights  # the result, a checkpoint, and what Adam keeps: four times
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(free, 0, free))
-    monkeypatch.setattr(SFT, "forward", raising(AssertionError("a step is made")))
+    monkeypatch.setattr(Method, "forward", raising(AssertionError("a step is made")))
     with pytest.raises(
         PivotuneError, match=r"^output: .*run is too small: about [\d.]+ kB are needed and [\d.]+ kB are free"
     ):

@@ -1,4 +1,7 @@
-"""Pivotune: fine-tune English-centric LLMs for other languages by supervising and connecting what happens inside."""
+"""Pivotune: fine-tune English-centric LLMs for other languages by supervising and connecting what happens inside.
+
+Here are the names that most scripts need, the options of every objective in `pivotune.objectives` among them.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,6 @@ _HOME = {
     "DataConfig": "pivotune.config",
     "LoraOptions": "pivotune.config",
     "TrainingOptions": "pivotune.config",
-    "DeepSupervisionConfig": "pivotune.methods",
-    "CCTuningConfig": "pivotune.methods",
     "train": "pivotune.training",
     "load": "pivotune.generation",
     "generate_texts": "pivotune.generation",
@@ -28,4 +29,8 @@ def __getattr__(name: str) -> Any:
     # Resolved on first use: `import pivotune` and `pivotune --help` need not wait for torch.
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
+    if name.endswith("Config"):
+        for objective in import_module("pivotune.objectives").OBJECTIVES.values():
+            if objective.Options.__name__ == name:
+                return objective.Options
     raise AttributeError(f"module 'pivotune' has no attribute {name!r}")

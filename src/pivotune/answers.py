@@ -91,7 +91,7 @@ class AnswerFile:
         """Write the file itself."""
         try:
             write_text(self.path, "".join(map(_line, rows)))
-            self.part.unlink()
+            self.part.unlink(missing_ok=True)
         except OSError as error:
             raise PivotuneError(f"output: {self.path} cannot be written: {error.strerror}. {self.kept}") from error
 

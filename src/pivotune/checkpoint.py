@@ -2,14 +2,13 @@
 
     config.json, model.safetensors, ...       or adapter_config.json, adapter_model.safetensors
     tokenizer.json, ...
-    pivotune.safetensors                      CC-Tuning: decision_maker.weight (L, d) and transform_matrix, (d, d) or
-                                              (L, d, d)
-    pivotune.json                             method, options, base model, versions, results; written LAST: it is the
-                                              mark of a complete folder
+    pivotune.safetensors                      the objectives' own tensors, by objective: NAME.tensor
+    pivotune.json                             objectives and options, base model, versions, results; written LAST: it is
+                                              the mark of a complete folder
 
-Any program can open such a folder as the model it is. A CC-Tuning run opened that way works without its connection, and
-has to say so. Neither library reads a message from a folder, but both report by name what they did not expect: a full
-model carries one empty tensor, an adapter one more key in its configuration, and the name is the message.
+Any program can open such a folder as the model it is. A run with a connection that is opened that way works without
+it, and has to say so. Neither library reads a message from a folder, but both report by name what they did not expect:
+a full model carries one empty tensor, an adapter one more key in its configuration, and the name is the message.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -51,24 +51,18 @@ from transformers.utils.import_utils import is_gguf_available
 import pivotune
 from pivotune import tokens
 from pivotune.anatomy import TEXT_PARTS, Anatomy, text_part, unwrap
+from pivotune.connection import Together
 from pivotune.data.prompts import fix_template_kwargs
 from pivotune.errors import PivotuneError
 from pivotune.files import LOCK, free_bytes, make_folder, read_json, reason, size, write_text, writing
 from pivotune.finite import check_finite, without_nan
-from pivotune.methods import (
-    SFT,
-    CCTuning,
-    CCTuningConfig,
-    ConnectedSupervision,
-    DeepSupervision,
-    DeepSupervisionConfig,
-    Method,
-)
+from pivotune.method import Method
+from pivotune.objectives import OBJECTIVES, Connection
 from pivotune.options import similar
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 INFO, TENSORS, ADAPTER_CONFIG = "pivotune.json", "pivotune.safetensors", "adapter_config.json"
 UNFINISHED = "pivotune.unfinished"
 """Lies in a folder that is being written, or trained into."""
@@ -77,34 +71,32 @@ SAVING = "pivotune.saving"
 
 CONNECTION_IS_OFF = "pivotune.THE_CONNECTION_IS_OFF.load_this_folder_with_pivotune_to_turn_it_on"
 
-METHODS: dict[str, type[Method]] = {
-    "both": ConnectedSupervision,  # first, because it is a CCTuning and a DeepSupervision too
-    "cc_tuning": CCTuning,
-    "deep_supervision": DeepSupervision,
-    "sft": SFT,
-}
-
 
 # Writing -------------------------------------------------------------------------------------------------------------
 
 
 def describe(method: Method, **more: Any) -> dict[str, Any]:
-    """What `pivotune.json` says: the method and its options, versions, and `more`."""
-    name = next(name for name, kind in METHODS.items() if isinstance(method, kind))
-    options = {
-        key: dataclasses.asdict(getattr(method, key))
-        for key in ("deep_supervision", "cc_tuning")
-        if hasattr(method, key)
-    }
+    """What `pivotune.json` says: the objectives and their options, versions, and `more`."""
     packages = ("torch", "transformers", "accelerate", "peft", "safetensors")
     return {
         "format": FORMAT,
-        "method": name,
-        **options,
+        "objectives": {part.name: dataclasses.asdict(part.options) for part in method.parts},
+        "tensors": sorted(_own_tensors(method)),
         "dtype": str(unwrap(method.model).dtype).removeprefix("torch."),
         "versions": {"pivotune": pivotune.__version__} | {name: _version(name) for name in packages},
         **more,
     }
+
+
+def _own_tensors(method: Method, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The objectives' tensors as they are saved, by names that begin with that of their objective.
+
+    Args:
+        state_dict: of the method, gathered from all ranks; the method's own where None.
+    """
+    own = method.own_tensors()
+    found = {name.removeprefix("objectives."): (state_dict or own)[name] for name in own}
+    return found | {f"{part.name}.{name}": tensor for part in method.parts for name, tensor in part.fitted.items()}
 
 
 def write_model(
@@ -112,7 +104,6 @@ def write_model(
     method: Method,
     tokenizer: Any,
     state_dict: dict[str, Tensor] | None = None,
-    transform_matrix: Tensor | None = None,
 ) -> None:
     """Write all of a run but its mark of completeness, which `mark_complete` adds.
 
@@ -121,13 +112,12 @@ def write_model(
         method: whose model, or adapter, and own tensors to save.
         tokenizer: saved beside the model, where there is one.
         state_dict: of the method, gathered from all ranks; the method's own where None.
-        transform_matrix: (d, d) or (L, d, d) of a CC-Tuning run.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _begin(folder)
     model: Any = method.model
-    connected = isinstance(method, CCTuning)
+    connected = any(part.connects for part in method.parts)
     adapter = isinstance(model, PeftModel)
     weights = None
     if state_dict is not None:
@@ -147,12 +137,7 @@ def write_model(
         write_json(folder / ADAPTER_CONFIG, config)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    own = method.extra_state()
-    if state_dict is not None:
-        own = {name: state_dict[name] for name in own}
-    if transform_matrix is not None:
-        own["transform_matrix"] = transform_matrix
-    if own:
+    if own := _own_tensors(method, state_dict):
         save_file({name: value.detach().cpu().contiguous() for name, value in own.items()}, folder / TENSORS)
 
 
@@ -164,8 +149,16 @@ def mark_complete(folder: str | Path, info: dict[str, Any]) -> None:
         if path.is_file():
             with path.open("r+b") as file:
                 os.fsync(file.fileno())
+            path.chmod(_mode_of_new_files())
     write_json(folder / INFO, info)
     (folder / UNFINISHED).unlink(missing_ok=True)
+
+
+def _mode_of_new_files() -> int:
+    """As the user's umask has it; safetensors lets nobody but the user read its files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 @contextmanager
@@ -230,7 +223,7 @@ def check_apart(option: str, folder: str | Path, model: str | Path) -> None:
 
     A hub name counts as the folder that would be taken for the model from then on.
     """
-    output, source = Path(folder).resolve(), Path(model).resolve()
+    output, source = (Path(os.path.realpath(path)) for path in (folder, model))  # unlike resolve(), no error in a loop
     is_folder = source.is_dir()
     if output == source or (is_folder and output.exists() and output.samefile(source)):
         raise PivotuneError(
@@ -325,7 +318,7 @@ def _begin(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(without_nan(content), indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(without_nan(content), indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def _version(package: str) -> str | None:
@@ -339,8 +332,9 @@ def _card(info: dict[str, Any]) -> str:
     base = info.get("base_model")
     head = ["---", "library_name: " + ("peft" if info.get("adapter") else "transformers")]
     head += [f"base_model: {base}"] * (base is not None) + ["tags: [pivotune]", "---", ""]
-    lines = [f"# {info['method']} run of Pivotune", ""]
-    if "cc_tuning" in info:
+    trained = [OBJECTIVES[name] for name in info["objectives"]]
+    lines = [f"# {' and '.join(one.title for one in trained) or 'Plain fine-tuning'}, by Pivotune", ""]
+    if any(one.connects for one in trained):
         lines += [
             "**Opened with plain transformers or PEFT, the cross-lingual connection of this model is OFF**: it "
             "answers, but not the way it was trained to. With Pivotune the connection is on:",
@@ -348,6 +342,8 @@ def _card(info: dict[str, Any]) -> str:
     else:
         lines += ["An ordinary model folder: `AutoModelForCausalLM.from_pretrained` opens it. Or, with Pivotune:"]
     lines += ["", "    pivotune generate THIS_FOLDER 'a question'", "", f"Options and versions: `{INFO}`.", ""]
+    if citations := [one.citation for one in trained if one.citation]:
+        lines += ["## Citation", "", "```bibtex", "\n\n".join(citations), "```", ""]
     return "\n".join(head + lines)
 
 
@@ -370,12 +366,39 @@ class Run:
     info: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
-    def connection_tensors(self) -> tuple[CCTuningConfig, Tensor, Tensor | None] | None:
-        """Options, Decision Maker (L, d) and Transform Matrix of a CC-Tuning run; None for other runs."""
-        if "cc_tuning" not in self.info:
-            return None
-        config = CCTuningConfig(**self.info["cc_tuning"])
-        return config, self.tensors["decision_maker.weight"], self.tensors.get("transform_matrix")
+    @cached_property
+    def objectives(self) -> dict[str, Any]:
+        """Options of the objectives that it was trained with, by name."""
+        return {name: OBJECTIVES[name].Options(**options) for name, options in self.info.get("objectives", {}).items()}
+
+    @cached_property
+    def connections(self) -> dict[str, Connection]:
+        """What its objectives add to the model at inference, by name."""
+        made = {}
+        for name, options in self.objectives.items():
+            connection = OBJECTIVES[name].connection(self.model, options, _of(name, self.tensors))
+            if connection is not None:
+                made[name] = connection
+        return made
+
+    def connection(self) -> Connection | None:
+        """All of these as one, for `pivotune.connection.connect`; None where there is none."""
+        made = list(self.connections.values())
+        return Together(made) if len(made) > 1 else next(iter(made), None)
+
+
+def connection_modes(info: Mapping[str, Any]) -> tuple[str, ...]:
+    """How the run of this `pivotune.json` can be connected, the default first; known without opening the model."""
+    modes: dict[str, None] = {}
+    for name in info.get("objectives", {}):
+        if OBJECTIVES[name].connects:
+            modes |= dict.fromkeys(OBJECTIVES[name].modes(list(_of(name, dict.fromkeys(info["tensors"])))))
+    return tuple(modes) or ("none",)
+
+
+def _of(name: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of one objective, by its own names for them."""
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
 def load_run(
@@ -410,7 +433,10 @@ def load_run(
         model = open_model(path, dtype=dtype, **options)
     elif info.get("adapter"):
         options["dtype"] = info["dtype"] if dtype == "auto" else dtype
-        base = open_model(info["base_model"], info.get("revision"), **options)
+        try:
+            base = open_model(info["base_model"], info.get("revision"), **options)
+        except PivotuneError as error:
+            raise PivotuneError(f"{path}: the base model that its {INFO} names (base_model): {error}") from error
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=f".*{CONNECTION_IS_OFF}")
             warnings.filterwarnings("error", message=".*missing adapter keys")
@@ -423,8 +449,8 @@ def load_run(
                 ) from error
     else:
         model = _own_weights(AutoModelForCausalLM, path, dtype=dtype, **options)
-    if "cc_tuning" in info:
-        tensors = _load_tensors(path, ["decision_maker.weight"])
+    if info.get("tensors"):
+        tensors = _load_tensors(path, info["tensors"])
     check_finite(str(path), [*model.named_parameters(), *tensors.items()])
     model.pivotune_prompt_style = info.get("prompt_style", "auto")
     fix_template_kwargs(tokenizer, chat_template_kwargs)
@@ -519,25 +545,29 @@ def read_info_file(path: str | Path) -> dict[str, Any]:
         raise wrong(f"holds a {type(info).__name__}, not an object")
     if not isinstance(info.get("format"), int):
         raise wrong(f"format is {info.get('format')!r}, not a whole number")
-    for section in ("versions", "training", "deep_supervision", "cc_tuning"):
+    for section in ("versions", "training", "objectives", "found", "asked"):
         if not isinstance(info.get(section, {}), dict):
             raise wrong(f"{section} is {info[section]!r}, not an object")
-    if not isinstance(info.get("automatic_layers", []), list):
-        raise wrong(f"automatic_layers is {info['automatic_layers']!r}, not a list")
     if info["format"] > FORMAT:
         made = info.get("versions", {}).get("pivotune")
         raise PivotuneError(f"{path}: was written by Pivotune {made}, and this is {pivotune.__version__}. Upgrade.")
-    if info.get("method") not in METHODS:
-        raise wrong(f"method is {info.get('method')!r}, not one of {', '.join(METHODS)}")
+    if info["format"] < FORMAT:
+        raise PivotuneError(
+            f"{path}: was written by an earlier version of Pivotune, which had methods instead of objectives. Train "
+            "the run again, or open it with that version."
+        )
+    if not isinstance(info.get("tensors"), list):
+        raise wrong(f"tensors is {info.get('tensors')!r}, not a list")
     for name in ("base_model", "dtype") if info.get("adapter") else ():
         if not isinstance(info.get(name), str):
             raise wrong(f"{name} is {info.get(name)!r}, not a string")
-    kinds: dict[str, type] = {"deep_supervision": DeepSupervisionConfig, "cc_tuning": CCTuningConfig}
-    for section, kind in kinds.items():
+    for name, options in info.get("objectives", {}).items():
+        if name not in OBJECTIVES:
+            raise wrong(f"objectives.{name}: is not one of {', '.join(OBJECTIVES)}")
         try:
-            kind(**info.get(section, {}))
+            OBJECTIVES[name].Options(**options)
         except (TypeError, ValueError) as error:
-            raise wrong(f"{section}: {reason(error)}") from error
+            raise wrong(f"objectives.{name}: {reason(error)}") from error
     return info
 
 
@@ -586,7 +616,7 @@ def check_state(folder: str | Path) -> None:
     folder = Path(folder)
     read_info(folder)
     states = [folder / "optimizer.pt", folder / "scheduler.pt"]
-    if any(folder.glob("optimizer*_*")) or any(folder.glob("global_step*")):  # sharded
+    if any(any(folder.glob(name)) for name in ("optimizer*_*", "optimizer.bin", "global_step*")):  # of sharded training
         states = [path for path in states if path.exists()]
     states += list(folder.glob("rng_state*.pth")) or [folder / "rng_state.pth"]
     for path in (folder / "trainer_state.json", *states):
@@ -627,7 +657,7 @@ def restore(method: Method, folder: str | Path) -> None:
         weights = _own_weights(type(model), folder, dtype=model.dtype).state_dict()
         _check_fit(folder, weights, model.state_dict())
         model.load_state_dict(weights)
-    own = method.extra_state()
+    own = {name.removeprefix("objectives."): value for name, value in method.own_tensors().items()}
     if own:
         saved = _load_tensors(folder, own)
         _check_fit(folder, {name: saved[name] for name in own}, own)
@@ -750,6 +780,8 @@ def open_tokenizer(path: str | Path, revision: str | None = None) -> Any:
     except PivotuneError:
         raise
     except Exception as error:  # tokenizers raises bare Exceptions
+        if not Path(path).exists():
+            raise PivotuneError(_why_not(path, error)) from error
         raise PivotuneError(f"{path}: its tokenizer cannot be opened: {reason(error)}. Are its files whole?") from error
 
 

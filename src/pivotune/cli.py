@@ -42,7 +42,7 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command("fine-tune a model: sft, deep_supervision, cc_tuning or both", "pivotune.training:train"),
+    "train": Command("fine-tune a model, plainly or with objectives", "pivotune.training:train"),
     "generate": Command("answer prompts with a run", "pivotune.generation:generate", ("run", "prompts*")),
     "evaluate": Command("the papers' benchmarks on a run", "pivotune.evaluation.evaluate:evaluate", ("run",)),
     "layers": Command("which layers to supervise: entropy per layer", "pivotune.lens.layers:layers", ("model",)),
@@ -57,6 +57,9 @@ _OPTION = re.compile(r"--[A-Za-z]|-[A-Za-z][\w-]*$")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; mistakes of the user end in one message on standard error and exit status 2."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter must not end a command
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -67,8 +70,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         if not _reader_is_gone():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+        _give_up_output()
         raise SystemExit(141) from None  # what a shell says of any other program then
+    except OSError as error:  # a full disk behind standard output, a name that no file can have
+        if error.filename is None:
+            _give_up_output()
+        place = "standard output" if error.filename is None else error.filename
+        print(f"pivotune: error: {place}: {error.strerror or error}.", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _give_up_output() -> None:
+    """Let what is still to be printed go nowhere, or Python would complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_is_gone() -> bool:
@@ -111,13 +125,15 @@ def _overview() -> str:
 
 def _train(name: str, arguments: list[str]) -> None:
     from pivotune.config import NOT_SUPPORTED
-    from pivotune.options import from_words, read_file, read_value
+    from pivotune.options import from_words, read_file, read_value, takes_list
 
     if _asks_for_help(arguments):
         _print_train_help(name)
     configuration = _Configuration()
     kinds = configuration.kinds
     reasons = {f"training.{option}": reason for option, reason in NOT_SUPPORTED.items()}
+    sections = ", ".join(f"{one}:" for one in configuration.objectives)
+    reasons["method"] = f"the sections that are there are the method ({sections} or none for plain fine-tuning)"
     given: dict[str, Any] = {}
 
     more = {"config": list[str], "print_config": bool}
@@ -125,12 +141,15 @@ def _train(name: str, arguments: list[str]) -> None:
     for file in [*files, *words.pop("config", [])]:
         if not (file.endswith((".yaml", ".yml", ".json")) or os.path.isfile(file)):
             raise PivotuneError(f"command line: {file!r} belongs to no option and is no YAML file.")
-        for option, (node, where) in read_file(file, configuration.is_group).items():
+        for option, (node, where) in read_file(file, configuration.is_group, configuration.objectives).items():
             known = _known(option, kinds, reasons, where)
             _set(given, option, known, node, kinds[known], f"{where}: {option}")
     shows = read_value(from_words(words.pop("print_config", ["false"]), bool), bool, "print_config")
     for option, values in words.items():
         known = _known(option, kinds, reasons, "command line")
+        for file in values if takes_list(kinds[known]) else ():
+            if file.endswith((".yaml", ".yml")):
+                raise PivotuneError(f"{option}: {file} stands behind it and counts as its value. Put YAML files first.")
         _set(given, option, known, from_words(values, kinds[known]), kinds[known], option)
     if shows:
         print(configuration.as_yaml(given), end="")
@@ -142,16 +161,20 @@ def _train(name: str, arguments: list[str]) -> None:
 
 
 class _Configuration:
-    """The options of `RunConfig`, by dotted name.
+    """The options of `RunConfig`, by dotted name. An objective's own name is an option too: whether the run has it.
 
     Attributes:
         kinds: the type of each option.
+        objectives: the classes of options of all objectives, by name.
     """
 
     def __init__(self) -> None:
         from pivotune.config import HIDDEN, RunConfig, TrainingOptions
+        from pivotune.objectives import OBJECTIVES
 
+        self.objectives = {name: objective.Options for name, objective in OBJECTIVES.items()}
         self._classes: dict[str, Any] = {"": RunConfig}
+        self._classes |= {f"{name}.": options for name, options in self.objectives.items()}
         hints = get_type_hints(RunConfig) | {"training": TrainingOptions}
         self._classes |= {f"{group}.": kind for group, kind in hints.items() if dataclasses.is_dataclass(kind)}
         self.kinds: dict[str, Any] = {}
@@ -160,13 +183,19 @@ class _Configuration:
             hints = get_type_hints(cls)
             for field in dataclasses.fields(cls):
                 name = f"{prefix}{field.name}"
-                if self.is_group(name) or (prefix == "training." and field.name in HIDDEN):
+                if self.is_group(name) or name == "objectives" or (prefix == "training." and field.name in HIDDEN):
                     continue
                 self.kinds[name] = hints[field.name]
                 if field.default is not dataclasses.MISSING:
                     self._defaults[name] = field.default
                 elif field.default_factory is not dataclasses.MISSING:
                     self._defaults[name] = field.default_factory()
+        self.kinds |= dict.fromkeys(self.objectives, bool)
+
+    def _used(self, given: Mapping[str, Any]) -> list[str]:
+        """The objectives whose sections are there, in a file or on the command line."""
+        there = {name.partition(".")[0] for name in given if "." in name}
+        return [name for name in self.objectives if given.get(name, name in there)]
 
     def is_group(self, name: str) -> bool:
         return f"{name}." in self._classes
@@ -176,16 +205,18 @@ class _Configuration:
         import yaml
 
         nested: dict[str, Any] = {}
+        unused = self.objectives.keys() - set(self._used(given))
         for name in self.kinds:
-            if name in given or name in self._defaults:
-                group, _, option = name.rpartition(".")
+            group, _, option = name.rpartition(".")
+            if (name in given or name in self._defaults) and group not in unused and name not in self.objectives:
                 value = given.get(name, self._defaults.get(name))
                 (nested.setdefault(group, {}) if group else nested)[option] = getattr(value, "value", value)
         return yaml.safe_dump(nested, sort_keys=False, allow_unicode=True)
 
     def made(self, given: Mapping[str, Any]) -> Any:
         """The `RunConfig` with these values."""
-        missing = [name for name in self.kinds if name not in self._defaults and name not in given]
+        optional = {*self._defaults, *self.objectives, *given}
+        missing = [name for name in self.kinds if name not in optional]
         if missing:
             raise PivotuneError(f"these options are required: {', '.join(missing)}.")
         made: dict[str, Any] = {}
@@ -193,13 +224,16 @@ class _Configuration:
             values = {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
             if prefix:
                 made[prefix.removesuffix(".")] = cls(**values)
-        return self._classes[""](**made, **{name: value for name, value in given.items() if "." not in name})
+        options = {name: made.pop(name) for name in self.objectives}
+        plain = {name: value for name, value in given.items() if "." not in name and name not in self.objectives}
+        return self._classes[""](**made, **plain, objectives=[options[name] for name in self._used(given)])
 
 
 def _print_train_help(name: str) -> NoReturn:
     import jsonargparse
 
     from pivotune.config import HIDDEN, RunConfig, TrainingOptions
+    from pivotune.objectives import OBJECTIVES
 
     parser = jsonargparse.ArgumentParser(
         prog=f"pivotune {name}",
@@ -208,7 +242,12 @@ def _print_train_help(name: str) -> NoReturn:
     )
     parser.add_argument("--config", metavar="FILE", help="the same as a positional YAML file.")
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration and exit.")
-    parser.add_class_arguments(RunConfig, as_group=False, skip={"training"})
+    parser.add_class_arguments(RunConfig, as_group=False, skip={"training", "objectives"})
+    for one, objective in OBJECTIVES.items():
+        title, _ = _documentation(objective.Options)
+        group = parser.add_argument_group(title.rstrip("."), name=one)
+        group.add_argument(f"--{one}", metavar="true|false", help=f"{objective.summary}; also by any of its options.")
+        group.add_class_arguments(objective.Options, one, as_group=False, instantiate=False)
     parser.add_class_arguments(TrainingOptions, "training", instantiate=False, skip=HIDDEN)
     parser.print_help()
     raise SystemExit(0)
@@ -253,7 +292,7 @@ def _print_help(name: str, function: Callable[..., Any]) -> NoReturn:
     summary, described = _documentation(function)
     parser = jsonargparse.ArgumentParser(prog=f"pivotune {name}", description=summary)
     for one in names:
-        number: dict[str, Any] = {} if one in COMMANDS[name].positional else {"nargs": "*"}
+        number: dict[str, Any] = {} if one in COMMANDS[name].positional else {"nargs": "*", "default": []}
         parser.add_argument(one, help=described.get(one, ""), **number)
     parser.add_function_arguments(function, as_group=False, skip=set(names))
     parser.print_help()

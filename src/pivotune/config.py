@@ -16,10 +16,9 @@ from transformers import IntervalStrategy, TrainingArguments
 from pivotune.data.examples import check_columns
 from pivotune.data.languages import read_languages
 from pivotune.errors import PivotuneError, check_number
-from pivotune.methods import CCTuningConfig, DeepSupervisionConfig
+from pivotune.objectives import objective_of
 from pivotune.training_checks import check_libraries, check_values
 
-MethodName = Literal["sft", "deep_supervision", "cc_tuning", "both"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -153,13 +152,13 @@ _OWN_HELP = {
 }
 
 NOT_SUPPORTED = {
-    "label_smoothing_factor": "each method computes its own losses, without smoothing",
+    "label_smoothing_factor": "each objective computes its own losses, without smoothing",
     "use_liger_kernel": "it replaces the modules that Pivotune reads; the losses here are already chunked",
     "liger_kernel_config": "it replaces the modules that Pivotune reads; the losses here are already chunked",
-    "neftune_noise_alpha": "it changes the embeddings that the methods read",
-    "torch_compile": "the methods' hooks change from step to step",
-    "torch_compile_backend": "the methods' hooks change from step to step",
-    "torch_compile_mode": "the methods' hooks change from step to step",
+    "neftune_noise_alpha": "it changes the embeddings that objectives read",
+    "torch_compile": "the objectives' hooks change from step to step",
+    "torch_compile_backend": "the objectives' hooks change from step to step",
+    "torch_compile_mode": "the objectives' hooks change from step to step",
     "push_to_hub": "upload the finished run folder instead (`hf upload`)",
     "parallelism_config": "tensor and context parallelism would split what the hooks read; use fsdp",
     "eval_accumulation_steps": "evaluation keeps no predictions",
@@ -201,53 +200,46 @@ class RunConfig:
 
     Args:
         output: the run folder to write; checkpoints go into it too.
-        method: sft, deep_supervision (DFT), cc_tuning (CC-Tuning), or both of the last two.
         model: the model to fine-tune.
         data: the examples.
-        deep_supervision: options of deep supervision.
-        cc_tuning: options of CC-Tuning.
+        objectives: options of each objective beside the ordinary loss, in any order (`pivotune.objectives`); none for
+            plain fine-tuning. In a YAML file each has a section of its own name.
         lora: low-rank adapters instead of full fine-tuning.
         training: options of transformers.TrainingArguments.
 
     Example:
-        >>> from pivotune.config import DataConfig, DeepSupervisionConfig, ModelConfig, RunConfig, TrainingOptions
+        >>> from pivotune import DataConfig, ModelConfig, RunConfig, TrainingOptions
         >>> from pivotune.training import train
         >>> run = train(RunConfig(
-        ...     output="runs/zh", method="deep_supervision",
+        ...     output="runs/zh",
         ...     model=ModelConfig("meta-llama/Llama-2-7b-hf"), data=DataConfig("zh.jsonl"),
-        ...     deep_supervision=DeepSupervisionConfig(conversion_layer=2, thinking_layer=15),
         ...     training=TrainingOptions(learning_rate=2e-5, num_train_epochs=3),
         ... ))
     """
 
     output: str
-    method: MethodName
     model: ModelConfig
     data: DataConfig
-    deep_supervision: DeepSupervisionConfig = field(default_factory=DeepSupervisionConfig)
-    cc_tuning: CCTuningConfig = field(default_factory=CCTuningConfig)
+    objectives: list[Any] = field(default_factory=list)
     lora: LoraOptions = field(default_factory=LoraOptions)
     training: TrainingArguments = field(default_factory=TrainingOptions)
 
     @property
-    def supervises(self) -> bool:
-        return self.method in ("deep_supervision", "both")
-
-    @property
-    def connects(self) -> bool:
-        return self.method in ("cc_tuning", "both")
+    def by_name(self) -> dict[str, Any]:
+        """The options of the objectives by their names."""
+        return {objective_of(options).name: options for options in self.objectives}
 
     def check(self) -> None:
         """Raise a PivotuneError for options that contradict each other or would have no effect."""
-        for option, value, choices in (("method", self.method, MethodName), ("model.dtype", self.model.dtype, Dtype)):
-            if value not in get_args(choices):
-                raise PivotuneError(f"{option}: got {value!r}; choose one of {', '.join(get_args(choices))}.")
-        for name, used in (("deep_supervision", self.supervises), ("cc_tuning", self.connects)):
-            if not used and (changed := changed_fields(getattr(self, name))):
-                raise PivotuneError(
-                    f"{name}.{changed[0]}: has no effect with method: {self.method}. Remove it, or use method: {name} "
-                    "(or both)."
-                )
+        groups = {"model": ModelConfig, "data": DataConfig, "lora": LoraOptions, "training": TrainingArguments}
+        for name, kind in groups.items():
+            if not isinstance(group := getattr(self, name), kind):
+                given = TrainingOptions if kind is TrainingArguments else kind
+                raise PivotuneError(f"{name}: got a {type(group).__name__}; give a {given.__name__}(...).")
+        if self.model.dtype not in get_args(Dtype):
+            raise PivotuneError(f"model.dtype: got {self.model.dtype!r}; choose one of {', '.join(get_args(Dtype))}.")
+        if len(self.by_name) < len(self.objectives):
+            raise PivotuneError("objectives: the same objective is given twice; give it once.")
         check_number(
             "data.max_length", self.data.max_length, 2, whole=True, why="; a prompt and its answer need as many"
         )

@@ -3,11 +3,13 @@ and what is damaged is named."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +23,11 @@ logger = logging.getLogger(__name__)
 
 LOCK = "pivotune.lock"
 """Lies in a folder that a process is writing into; a process that was killed leaves it behind, unlocked."""
+
+
+LONGEST_NAME = 240
+"""Bytes of a file's name: file systems take 255, and while a file is written its name is longer."""
+_OF_A_MODEL = ("config.json", "adapter_config.json", "pivotune.json")
 
 
 def check_output_file(option: str, path: str | Path, *, overwrite: bool = False, new_folder: bool = False) -> Path:
@@ -39,10 +46,16 @@ def check_output_file(option: str, path: str | Path, *, overwrite: bool = False,
     if os.path.isdir(path):  # unlike Path.is_dir, it does not raise where permission is missing
         raise PivotuneError(f"{option}: {path} is a folder; name a file.")
     if os.path.lexists(path) and not overwrite:
-        raise PivotuneError(f"{option}: {path} already exists. Name another place, or replace it with --overwrite true.")
+        raise PivotuneError(
+            f"{option}: {path} already exists. Name another place, or replace it with --overwrite true."
+        )
     folder = Path(os.path.realpath(path)).parent
     if not os.path.isdir(folder) and not new_folder:
         raise PivotuneError(f"{option}: the folder of {path} does not exist; create it first.")
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise PivotuneError(f"{option}: the name of {path} is too long; give one of at most {LONGEST_NAME} bytes.")
+    if os.path.lexists(path) and any(os.path.exists(folder / name) for name in _OF_A_MODEL):
+        raise PivotuneError(f"{option}: {path} is a file in the folder of a model or run; name another place.")
     there = _nearest(folder)
     if not os.path.isdir(there):
         raise PivotuneError(f"{option}: {there} is a file, so {path} cannot be created in it; name another place.")
@@ -73,13 +86,14 @@ def write_text(path: str | Path, content: str) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # no file of the user's has that name
     try:
         with writing(path):
-            with temporary.open("x", encoding="utf-8") as file:
+            with temporary.open("x", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_json(path: str | Path) -> Any:
@@ -125,6 +139,21 @@ def reason(error: BaseException) -> str:
     if isinstance(error, KeyError):
         return f"{error} is missing"
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def locked_file(option: str, path: str | Path) -> Iterator[None]:
+    """Keep other processes from writing this file. The lock lies elsewhere: it leaves nothing beside the file.
+
+    Raises:
+        PivotuneError: another process is writing it.
+    """
+    place = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
+    try:
+        with FileLock(Path(tempfile.gettempdir(), f"pivotune-{place}.lock"), timeout=0):
+            yield
+    except Timeout:
+        raise PivotuneError(f"{option}: another process is writing into {path}. Wait for its end.") from None
 
 
 @contextmanager

@@ -25,13 +25,18 @@ OPTIMIZER = ("optimizer.pt", "optimizer.bin")
 
 
 def broken(tensor: Tensor) -> Tensor:
-    """Whether a tensor (under FSDP2, this rank's part of it) has a NaN or an infinity: a bool on its device."""
+    """Whether a tensor (under FSDP2, this rank's part of it) has a NaN or an infinity: a bool on its device.
+
+    A number whose square is infinite (in float32 or wider) counts as infinite: no norm survives it, and a model of such
+    weights answers with zeros or NaN.
+    """
     tensor = _local(tensor)
     if not tensor.is_floating_point() or not tensor.numel():
         return torch.zeros((), dtype=torch.bool, device=tensor.device)
     if tensor.element_size() == 1:  # float8 knows no such arithmetic
         tensor = tensor.float()
-    return ~torch.stack(torch.aminmax(tensor)).isfinite().all()  # both pass a NaN on
+    ends = torch.stack(torch.aminmax(tensor))
+    return ~ends.to(torch.promote_types(ends.dtype, torch.float32)).square().isfinite().all()  # both pass a NaN on
 
 
 def broken_names(named: Named, reduce: Callable[[Tensor], Tensor] = lambda flags: flags) -> list[str]:

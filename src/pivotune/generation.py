@@ -3,7 +3,7 @@
     model, tokenizer = pivotune.load("runs/zh")
     pivotune.generate_texts(model, tokenizer, ["法国的货币是什么？"])
 
-A CC-Tuning run comes back connected: `model.generate()` of transformers works as usual and uses the connection.
+A run with a connection comes back connected: `model.generate()` of transformers works as usual and uses the connection.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ import hashlib
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers.utils.logging import tqdm
 
-from pivotune.anatomy import unwrap
 from pivotune.answers import AnswerFile
-from pivotune.checkpoint import TENSORS, check_model, load_run, read_info
-from pivotune.connection import Connection, Mode, connect
+from pivotune.checkpoint import check_model, connection_modes, load_run, read_info
+from pivotune.connection import connect, is_connected
 from pivotune.data.collate import padding_id
 from pivotune.data.examples import ParallelExample, Text, is_english
 from pivotune.data.lines import check_file, read_lines, text_lines
@@ -31,7 +30,7 @@ from pivotune.data.prompts import STYLES, PromptEncoder, prompt_only, without_em
 from pivotune.data.report import DataError
 from pivotune.data.sources import read_prompts
 from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
-from pivotune.files import check_output_file, reason
+from pivotune.files import check_output_file, locked_file
 from pivotune.tokens import check_context, check_ids, end_ids, listed, rows_of, until_end
 
 logger = logging.getLogger(__name__)
@@ -39,29 +38,21 @@ logger = logging.getLogger(__name__)
 Question = str | Text | ParallelExample
 
 
-def connection_mode(run: str | Path, info: Mapping[str, Any], connection: Mode | None) -> Mode:
-    """none, english or matrix, found out without loading the model."""
-    if connection is not None:
-        check_choice("connection", connection, get_args(Mode))
-    if "cc_tuning" not in info:
-        if connection not in (None, "none"):
-            raise PivotuneError(
-                f"connection: got {connection!r}, but {run} was not trained with CC-Tuning. Leave the option out."
-            )
-        return "none"
-    try:
-        with safe_open(Path(run) / TENSORS, "pt") as tensors:
-            has_matrix = "transform_matrix" in tensors.keys()  # noqa: SIM118  # it is no dict
-    except Exception as error:
-        raise PivotuneError(f"{run}: {TENSORS} cannot be read: {reason(error)}.") from error
-    if connection == "matrix" and not has_matrix:
-        raise PivotuneError(f"connection: got 'matrix', but {run} has no Transform Matrix. Choose english or none.")
-    return connection or ("matrix" if has_matrix else "none")
+def connection_mode(run: str | Path, info: Mapping[str, Any], connection: str | None) -> str:
+    """How a run is to be connected, found out without loading the model: as asked, or by its default."""
+    modes = connection_modes(info)
+    if modes == ("none",) and connection not in (None, "none"):
+        raise PivotuneError(
+            f"connection: got {connection!r}, but {run} was not trained with a connection. Leave the option out."
+        )
+    if connection is not None and connection not in modes:
+        raise PivotuneError(f"connection: got {connection!r}, but {run} can be connected by {', '.join(modes)}.")
+    return connection or modes[0]
 
 
 def load(
     path: str | Path,
-    connection: Mode | None = None,
+    connection: str | None = None,
     *,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str | None = None,
@@ -71,8 +62,8 @@ def load(
 
     Args:
         path: a run folder of `pivotune train`, or what `AutoModelForCausalLM.from_pretrained` takes.
-        connection: how a CC-Tuning run connects by default: none, english or matrix. None: matrix where one was
-            fitted, else none.
+        connection: how a run with a connection connects by default, e.g. matrix, english or none. None: its own
+            default, e.g. matrix where one was fitted.
         dtype: of the weights; "auto" keeps the saved one.
         device: where to put the model; a GPU if there is one by default.
         chat_template_kwargs: arguments of the chat template; those that a run was trained with are in its own.
@@ -82,11 +73,9 @@ def load(
     """
     mode = connection_mode(path, read_info(path), connection)
     run = load_run(path, dtype=dtype, device=device, chat_template_kwargs=chat_template_kwargs)
-    trained = run.connection_tensors()
-    if trained is None:
-        return run.model, run.tokenizer
-    config, decision_maker, matrix = trained
-    connect(run.model, Connection(run.model, config, decision_maker, matrix), mode)
+    made = run.connection()
+    if made is not None:
+        connect(run.model, made, mode)
     return run.model, run.tokenizer
 
 
@@ -96,7 +85,7 @@ def generate_texts(
     questions: Sequence[Question],
     *,
     style: str = "auto",
-    connection: Mode | None = None,
+    connection: str | None = None,
     batch_size: int = 16,
     progress: bool = False,
     **generate_options: Any,
@@ -117,6 +106,9 @@ def generate_texts(
     Raises:
         PivotuneError: a prompt with a token that the model does not have, or one that cannot be rendered.
     """
+    if isinstance(questions, str):
+        raise PivotuneError("questions: got one string; give a list of them.")
+    check_number("batch_size", batch_size, 1, whole=True)
     answers: list[str] = [""] * len(questions)
     batches = generate_batches(
         model, tokenizer, questions, style=style, connection=connection, batch_size=batch_size, **generate_options
@@ -126,6 +118,10 @@ def generate_texts(
         for answer in batch:
             answers[answer.question] = answer.text.strip()
     return answers
+
+
+_ONE_PLAIN_ANSWER = {"num_return_sequences": 1, "return_dict_in_generate": False, "prompt_lookup_num_tokens": None}
+"""Whatever a model's generation_config.json says: answers are read as one tensor of ids, a row for each prompt."""
 
 
 class Answer(NamedTuple):
@@ -149,7 +145,7 @@ def generate_batches(
     questions: Sequence[Question],
     *,
     style: str = "auto",
-    connection: Mode | None = None,
+    connection: str | None = None,
     batch_size: int = 16,
     max_prompt_tokens: int | None = None,
     **generate_options: Any,
@@ -167,15 +163,17 @@ def generate_batches(
     english = _encode(encoder, _english_of(questions), rows_of_table) if connection == "english" else None
     device, pad = next(model.parameters()).device, padding_id(tokenizer, rows_of_table)
     connected = torch.tensor([not (isinstance(q, ParallelExample) and is_english(q.language)) for q in questions])
-    is_connected = "generate" in vars(unwrap(model))
-    options = {"pad_token_id": pad, "do_sample": False, **generate_options}
+    has_connection = is_connected(model)
+    options = {"pad_token_id": pad, "do_sample": False, **_ONE_PLAIN_ANSWER, **generate_options}
     if not {"max_new_tokens", "max_length", "generation_config"} & set(options):
         options["max_new_tokens"] = 64
     given = getattr(options.get("generation_config"), "eos_token_id", None)
     ends = listed(options.get("eos_token_id", given)) or end_ids(model, tokenizer)
     if ends:
         options["eos_token_id"] = ends
-    if connection is not None and (is_connected or connection != "none"):
+    if options.get("stop_strings") or model.generation_config.stop_strings:
+        options["tokenizer"] = tokenizer  # by which transformers finds them
+    if connection is not None and (has_connection or connection != "none"):
         options["connection"] = connection
 
     keep = slice(None if max_prompt_tokens is None else -max_prompt_tokens, None)
@@ -189,7 +187,7 @@ def generate_batches(
         if english is not None:
             pairs = _left_padded([english[i][keep] for i in rows], pad, device)
             inputs |= {f"english_{name}": tensor for name, tensor in pairs.items()}
-        if is_connected:
+        if has_connection:
             inputs["connected"] = connected[rows].to(device)
         with torch.inference_mode():
             ids = model.generate(**inputs, **options)
@@ -209,7 +207,7 @@ def generate(
     columns: dict[str, str | None] | None = None,
     output: str | None = None,
     overwrite: bool = False,
-    connection: Mode | None = None,
+    connection: str | None = None,
     style: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
     batch_size: int = 16,
@@ -248,69 +246,72 @@ def generate(
     check_seed("seed", seed)
     if style is not None:
         check_choice("style", style, STYLES)
-    connection_mode(run, check_model(run), connection)
     if output is not None:
         check_output_file("output", output, overwrite=overwrite)  # before standard input is waited for
     questions = _questions(prompts, prompts_file, columns)
+    connection_mode(run, check_model(run), connection)
     if connection == "english":
         _english_of(questions)
-    file = None
-    if output is not None:
-        settings = {
-            "set of prompts": _digest(questions, connection),
-            "run": run,
-            "state of the run": _state(Path(run)),
-            "connection": connection,
-            "style": style,
-            "chat_template_kwargs": chat_template_kwargs,
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "num_beams": num_beams,
-            "seed": seed,
-        }
-        file = AnswerFile(output, settings, overwrite=overwrite)
-        if file.done:
-            logger.warning("output: %s holds %d of %d answers; going on.", file.part, len(file.done), len(questions))
-    done = dict(file.done) if file else {}
-    remaining = [number for number in range(len(questions)) if number not in done]
-    model, tokenizer = load(run, connection, chat_template_kwargs=chat_template_kwargs)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    batches = generate_batches(
-        model,
-        tokenizer,
-        [questions[number] for number in remaining],
-        style=style or str(getattr(model, "pivotune_prompt_style", "auto")),
-        connection=connection,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        num_beams=num_beams,
-        **sampling,
-    )
-    count = -(-len(remaining) // batch_size)
-    printer = _Printer()
-    try:
-        with tqdm(total=count, desc="generating", unit="batch", disable=len(remaining) <= batch_size) as progress:
-            while True:
-                # Of each batch, so that a call that goes on draws what an uninterrupted one would have drawn.
-                torch.manual_seed(seed + len(done))
-                batch = next(batches, None)
-                if batch is None:
-                    break
-                new = {remaining[answer.question]: answer.text.strip() for answer in batch}
-                done |= new
-                progress.update()
-                if file:
-                    file.add(new.items())
-                else:
-                    printer.print_next(done)
-    except KeyboardInterrupt:
-        if file and file.done:
-            logger.warning("output: %s", file.kept)
-        raise
-    answers = [done[number] for number in range(len(questions))]
-    if file:
-        file.finish(_rows(questions, answers))
-    return answers
+    with nullcontext() if output is None else locked_file("output", output):
+        file = None
+        if output is not None:
+            settings = {
+                "set of prompts": _digest(questions, connection),
+                "run": run,
+                "state of the run": _state(Path(run)),
+                "connection": connection,
+                "style": style,
+                "chat_template_kwargs": chat_template_kwargs,
+                "max_new_tokens": max_new_tokens,
+                "temperature": temperature,
+                "num_beams": num_beams,
+                "seed": seed,
+            }
+            file = AnswerFile(output, settings, overwrite=overwrite)
+            if file.done:
+                logger.warning(
+                    "output: %s holds %d of %d answers; going on.", file.part, len(file.done), len(questions)
+                )
+        done = dict(file.done) if file else {}
+        remaining = [number for number in range(len(questions)) if number not in done]
+        model, tokenizer = load(run, connection, chat_template_kwargs=chat_template_kwargs)
+        sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+        batches = generate_batches(
+            model,
+            tokenizer,
+            [questions[number] for number in remaining],
+            style=style or str(getattr(model, "pivotune_prompt_style", "auto")),
+            connection=connection,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            **sampling,
+        )
+        count = -(-len(remaining) // batch_size)
+        printer = _Printer()
+        try:
+            with tqdm(total=count, desc="generating", unit="batch", disable=len(remaining) <= batch_size) as progress:
+                while True:
+                    # Of each batch, so that a call that goes on draws what an uninterrupted one would have drawn.
+                    torch.manual_seed(seed + len(done))
+                    batch = next(batches, None)
+                    if batch is None:
+                        break
+                    new = {remaining[answer.question]: answer.text.strip() for answer in batch}
+                    done |= new
+                    progress.update()
+                    if file:
+                        file.add(new.items())
+                    else:
+                        printer.print_next(done)
+        except KeyboardInterrupt:
+            if file and file.done:
+                logger.warning("output: %s", file.kept)
+            raise
+        answers = [done[number] for number in range(len(questions))]
+        if file:
+            file.finish(_rows(questions, answers))
+        return answers
 
 
 class _Printer:
@@ -343,7 +344,7 @@ def _rows(questions: Sequence[Question], answers: Sequence[str]) -> Iterator[dic
         yield {"id": identity, "prompt": prompt_only(question).question, "answer": answer}
 
 
-def _digest(questions: Sequence[Question], connection: Mode | None) -> str:
+def _digest(questions: Sequence[Question], connection: str | None) -> str:
     """Of all that is asked, and of the English sides where they are connected."""
     english = _english_of(questions) if connection == "english" else []
     asked = [(q.id if isinstance(q, ParallelExample) else None, prompt_only(q)) for q in questions]
@@ -351,11 +352,15 @@ def _digest(questions: Sequence[Question], connection: Mode | None) -> str:
     return hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
+_OF_A_MODEL = (".safetensors", ".bin", ".json", ".model", ".jinja")
+
+
 def _state(run: Path) -> str | None:
-    """Changes when the files of a run folder do; None for a model that is in no folder."""
+    """Changes when the files of a run's model do; None for a model that is in no folder."""
     if not run.is_dir():
         return None
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in run.iterdir() if path.is_file()]
+    paths = [path for path in run.iterdir() if path.suffix in _OF_A_MODEL and path.is_file()]
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return hashlib.sha256(repr(sorted(files)).encode()).hexdigest()[:16]
 
 
@@ -398,6 +403,8 @@ def _questions(
 
 def _standard_input() -> Iterator[tuple[str, str]]:
     """The lines of standard input in its encoding, which is the terminal's or PYTHONIOENCODING."""
+    if sys.stdin is None:  # closed by the caller
+        return iter(())
     buffer = getattr(sys.stdin, "buffer", None)
     if buffer is None:
         return text_lines((line.encode() for line in sys.stdin.read().split("\n")), "standard input")

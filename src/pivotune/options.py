@@ -14,7 +14,7 @@ import math
 import os
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -130,7 +130,7 @@ def similar(path: str | Path) -> str:
     try:
         names = [one.name for one in path.parent.iterdir()]
     except OSError:
-        missing = next((one for one in reversed(path.parents) if not one.exists()), None)
+        missing = next((one for one in reversed(path.parents) if not os.path.exists(one)), None)
         return "." if missing is None else f"; there is no {missing}."
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
     return f"; did you mean {path.with_name(near[0])}?" if near else "."
@@ -177,6 +177,8 @@ def _read_one(node: Node, kind: Any, several: bool) -> Any:
         if not isinstance(node, MappingNode):
             raise ValueError
         _, value_kind = get_args(kind) or (str, Any)
+        if any(":" in key and _is_nothing(value) for key, value in _items(node)):  # {name:value}
+            raise ValueError
         return {key: _read(value, value_kind) for key, value in _items(node)}
     if takes_list(kind):
         (item_kind,) = get_args(kind) or (Any,)
@@ -243,7 +245,10 @@ def _plain(node: Node) -> Any:
 
 def _items(node: MappingNode) -> Iterator[tuple[str, Node]]:
     """Names and values of a mapping, `<<` resolved."""
-    yaml.SafeLoader("").flatten_mapping(node)
+    try:
+        yaml.SafeLoader("").flatten_mapping(node)
+    except yaml.MarkedYAMLError as error:
+        raise PivotuneError(f"line {node.start_mark.line + 1}: << takes a mapping: {error.problem}.") from error
     for key, value in node.value:
         if not isinstance(key, ScalarNode):
             raise PivotuneError(f"line {key.start_mark.line + 1}: an option's name is one word.")
@@ -262,12 +267,15 @@ def _compose(text: str) -> Node:
 # A YAML file -------------------------------------------------------------------------------------------------------
 
 
-def read_file(path: str | Path, is_group: Callable[[str], bool]) -> dict[str, tuple[Node, str]]:
+def read_file(
+    path: str | Path, is_group: Callable[[str], bool], switches: Collection[str] = ()
+) -> dict[str, tuple[Node, str]]:
     """The options of a YAML file by their dotted names, each with its value and its place (file:line).
 
     Args:
         path: in UTF-8, or in UTF-16 with a byte order mark.
         is_group: whether this name is one of a group of options.
+        switches: groups that are options themselves: true where the file has them, unless it says false.
 
     Raises:
         PivotuneError: the file cannot be read, is no YAML, or sets an option twice.
@@ -287,11 +295,15 @@ def read_file(path: str | Path, is_group: Callable[[str], bool]) -> dict[str, tu
             where = f"{path}:{value.start_mark.line + 1}"
             if name in found:
                 raise PivotuneError(f"{where}: {name} is set a second time. Keep one of the two.")
-            if not is_group(name):
+            says = isinstance(value, ScalarNode) and value.value.strip().lower() in _TRUE + _FALSE
+            if not is_group(name) or (name in switches and says):
                 found[name] = value, where
-            elif isinstance(value, MappingNode):
-                walk(value, f"{name}.")
-            elif not _is_nothing(value):
+            elif isinstance(value, MappingNode) or _is_nothing(value):
+                if name in switches:
+                    found[name] = _scalar("true"), where
+                if isinstance(value, MappingNode):
+                    walk(value, f"{name}.")
+            else:
                 raise PivotuneError(f"{where}: {name} is a group of options, but its value is {_plain(value)!r}.")
 
     walk(root, "")

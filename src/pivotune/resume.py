@@ -18,13 +18,12 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import datasets
 import pyarrow as pa
-from accelerate.utils import broadcast_object_list
 from huggingface_hub import try_to_load_from_cache
 from transformers import TrainingArguments
 
@@ -32,13 +31,14 @@ from pivotune import checkpoint
 from pivotune.config import HIDDEN, RunConfig, TrainingOptions
 from pivotune.errors import PivotuneError
 from pivotune.finite import problem_in_files
+from pivotune.objectives import OBJECTIVES
 
 logger = logging.getLogger(__name__)
 
 _EXAMPLES_PER_STEP = "training.per_device_train_batch_size x gradient_accumulation_steps x ranks"
 _BY_OPTIMIZER = "the optimizer's state carries the old value on, so that another has no effect"
 FIXED = {
-    "method": "each method trains other tensors on another loss",
+    "objectives": "each objective trains other tensors on another loss",
     "model.path": "the checkpoint goes on from the weights of its own base model",
     "model.revision": "the checkpoint goes on from the weights of its own base model",
     "model.dtype": "its weights have that type",
@@ -47,8 +47,6 @@ FIXED = {
     "lora.target_modules": "its adapters belong to those layers",
     "lora.alpha": "what the adapters have learned would be rescaled",
     "lora.dropout": "the loss would be another one",
-    "deep_supervision": "the loss would be another one",
-    "cc_tuning": "the loss would be another one",
     "training.optim": "its optimizer's state is of that kind",
     "training.optim_args": _BY_OPTIMIZER,
     "training.optim_target_modules": "its optimizer's state is of that kind",
@@ -78,15 +76,10 @@ SAID = {
     "training.bf16": "steps are rounded differently from here on",
     "training.tf32": "steps are rounded differently from here on",
 }
-AFTER_TRAINING = ("cc_tuning.matrix", "cc_tuning.ridge", "cc_tuning.matrix_pairs")
-"""Options that only the Transform Matrix reads, which is fitted when all steps are done."""
 _RATE_IN_STATE = ("reduce_lr_on_plateau", "greedy")
 LENGTH = ("training.max_steps", "training.num_train_epochs")
 
 _SAMPLES, _SAMPLE = 256, 4096
-
-Result = TypeVar("Result")
-
 
 # Which checkpoint ------------------------------------------------------------------------------------------------
 
@@ -167,23 +160,6 @@ def check_state(folder: Path) -> None:
     checkpoint.check_state(folder)
 
 
-def on_first_process(args: TrainingArguments, function: Callable[[], Result]) -> Result:
-    """What the first process finds, for all of them; and the error, where it finds one."""
-    answer: list[Any] = [None]
-    failure: Exception | None = None
-    if args.process_index == 0:
-        try:
-            answer = [(function(), None)]
-        except Exception as error:
-            failure, answer = error, [(None, str(error))]
-    if args.world_size > 1:  # the other processes wait for an answer, also for a bad one
-        broadcast_object_list(answer)
-    found, problem = answer[0]
-    if problem is not None:
-        raise failure or PivotuneError(problem)
-    return found
-
-
 # What a run is, for the comparison -------------------------------------------------------------------------------
 
 
@@ -196,13 +172,11 @@ def training_record(args: TrainingArguments) -> dict[str, Any]:
 
 def options_record(config: RunConfig, args: TrainingArguments) -> dict[str, Any]:
     """What can be compared before anything is read: `pivotune.json` of this run, as far as its options say."""
-    own = {"deep_supervision": config.supervises, "cc_tuning": config.connects}
     return {
-        "method": config.method,
+        "objectives": {name: vars(options) for name, options in config.by_name.items()},
         "adapter": config.lora.r > 0,
         "lora": vars(config.lora),
         **({} if config.model.dtype == "auto" else {"dtype": config.model.dtype}),
-        **{name: vars(getattr(config, name)) for name, used in own.items() if used},
         **training_record(args),
     }
 
@@ -299,8 +273,12 @@ def _options(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, A
     """A record as options with their dotted names, so that what both have can be compared."""
     record = json.loads(json.dumps(record, default=str))
     found: dict[str, Any] = {}
-    for section in ("lora", "deep_supervision", "cc_tuning", "training"):
-        found |= {f"{section}.{name}": value for name, value in record.get(section, {}).items()}
+    sections = {name: record.get(name, {}) for name in ("lora", "training")}
+    if "objectives" in record:
+        sections |= record["objectives"]
+        found["objectives"] = sorted(record["objectives"])
+    for section, options in sections.items():
+        found |= {f"{section}.{name}": value for name, value in options.items()}
     if "training" in record:  # what is null there is left out of a record
         optional = {option.name for option in dataclasses.fields(TrainingOptions) if option.default is None}
         found |= {f"training.{name}": None for name in optional & {*other.get("training", {})} - {*record["training"]}}
@@ -310,7 +288,7 @@ def _options(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, A
     elif "adapter" in record:
         found["lora"] = record["adapter"]
     named = {"dtype": "model.dtype", "sharding": "training.fsdp", "examples_per_step": _EXAMPLES_PER_STEP}
-    named |= {"method": "method", "rows_digest": "data.train"}
+    named |= {"rows_digest": "data.train"}
     if record.get("base_digest") and other.get("base_digest"):
         named |= {"base_digest": "model.path"}  # a model that was moved is the same
     else:
@@ -318,14 +296,25 @@ def _options(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, A
     found |= {option: record[key] for key, option in named.items() if key in record}
     if isinstance(found.get("lora.target_modules"), list):
         found["lora.target_modules"].sort()
-    for name in ("deep_supervision.conversion_layer", "deep_supervision.thinking_layer"):
-        if found.get(name) == "auto":  # a resumed run keeps the layers of its checkpoint
-            del found[name]
-    return found
+    # A resumed run keeps what its checkpoint has settled.
+    return {name: value for name, value in found.items() if not (_of_objective(name) and value == "auto")}
+
+
+def _of_objective(name: str) -> bool:
+    return name.partition(".")[0] in OBJECTIVES
+
+
+def after_training() -> list[str]:
+    """Options that are read only when all steps are done."""
+    return [f"{name}.{option}" for name, one in OBJECTIVES.items() for option in one.read_after_training]
 
 
 def _reason(name: str, table: Mapping[str, str]) -> str | None:
-    return None if name in AFTER_TRAINING else table.get(name) or table.get(name.partition(".")[0])
+    if name in after_training():
+        return None
+    if table is FIXED and _of_objective(name):
+        return "the loss would be another one"
+    return table.get(name) or table.get(name.partition(".")[0])
 
 
 def _difference(

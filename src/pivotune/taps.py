@@ -48,7 +48,7 @@ class Tap:
         anatomy: the model's parts.
         hidden: decoder layers (1..L) whose output to keep, whole: (B, T, d) each.
         feed_forward_at: (B,) token position per row; keeps every layer's feed-forward output there.
-        injection: what to add on the way. A captured layer that is also injected is kept as it is after the injection.
+        injections: what to add on the way. A captured layer that is also injected is kept as it is after the injection.
 
     Attributes:
         hidden: layer number -> (B, T, d), filled by the pass.
@@ -60,12 +60,12 @@ class Tap:
         *,
         hidden: Iterable[int] = (),
         feed_forward_at: Tensor | None = None,
-        injection: Injection | None = None,
+        injections: Iterable[Injection] = (),
     ):
         self._anatomy = anatomy
         self._wanted = frozenset(hidden)
         self._at = feed_forward_at
-        self._injection = injection
+        self._injections = tuple(injections)
         self._cleanup = ExitStack()
         self._open = False
         self._expects_grad = False
@@ -94,8 +94,7 @@ class Tap:
         layer = self._anatomy.layer(number)
         if self._at is not None:
             hooks.append((self._anatomy.feed_forward(number), self._keep_feed_forward(number)))
-        if self._injection is not None and self._injection.layer == number:
-            hooks.append((layer, self._inject))
+        hooks += [(layer, _inject(one)) for one in self._injections if one.layer == number]
         if number in self._wanted:
             hooks.append((layer, self._keep_hidden(number)))
         return hooks
@@ -123,11 +122,6 @@ class Tap:
                 self._feed_forward[number] = picked
 
         return hook
-
-    def _inject(self, module: nn.Module, args: Any, output: Any) -> Any:
-        assert self._injection is not None
-        changed = self._injection(_hidden_of(output))
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     def _survive_checkpointing(self, layer: nn.Module, hooks: list[tuple[nn.Module, Callable]]) -> None:
         # transformers keeps the function in `_gradient_checkpointing_func`, FSDP's wrapper in `checkpoint_fn`.
@@ -161,6 +155,14 @@ class _Hooked:
     def __exit__(self, *exc: object) -> None:
         for handle in self._handles:
             handle.remove()
+
+
+def _inject(injection: Injection) -> Callable:
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        changed = injection(_hidden_of(output))
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    return hook
 
 
 def _hidden_of(output: Any) -> Tensor:

@@ -98,8 +98,15 @@ def until_end(ids: Sequence[int], ends: Iterable[int]) -> Sequence[int]:
 
 
 def listed(ids: int | Sequence[int] | None) -> list[int]:
-    """An eos_token_id, which may be one id, several or none, as a list."""
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    """An eos_token_id, which may be one id, several or none, as a list.
+
+    Raises:
+        PivotuneError: it is something else.
+    """
+    found = [] if ids is None else [ids] if isinstance(ids, int) or not isinstance(ids, Sequence) else list(ids)
+    if isinstance(ids, str) or not all(isinstance(one, int) for one in found):
+        raise PivotuneError(f"eos_token_id: got {ids!r}; give a token id, or a list of them (generation_config.json).")
+    return found
 
 
 # Padding and the vocabulary ------------------------------------------------------------------------------------------
@@ -205,7 +212,8 @@ def fit_vocabulary(model: nn.Module, tokenizer: Any, used: Iterable[int], name: 
     if not missing:
         check_vocabulary(model, tokenizer, name)
         return None
-    words = f"the data use {len(missing)} tokens without a row in the embedding table of {rows:,} rows"
+    count = "1 token" if len(missing) == 1 else f"{len(missing)} tokens"
+    words = f"the data use {count} without a row in the embedding table of {rows:,} rows"
     if adapters:
         raise PivotuneError(
             f"lora.r: {words} ({_shown(missing.values())}), and adapters cannot train new rows. Train fully "

@@ -186,7 +186,7 @@ def test_languages_admit_regions_and_english_needs_no_counterpart(file: Any) -> 
         ("a.jsonl.zst", "x", ["'.zst'", "unpack it first"]),
         ("a.txt", "x", ["'.txt'", "holds no answers"]),
         ("a.jsonl", lines(row(1)).encode("utf-16"), ["a.jsonl", "UTF-16", "iconv"]),
-        ("a.jsonl", gzip.compress(b"{}"), ["a.jsonl", "gzip", "add .gz"]),
+        ("a.jsonl", gzip.compress(b"{}", mtime=0), ["a.jsonl", "gzip", "add .gz"]),
         ("a.json", b"PAR1", ["a.json", "is Parquet"]),
         ("a.parquet", "x", ["a.parquet", "as Parquet"]),
         ("a.jsonl", "\n", ["a.jsonl", "no example to use", "0 kept"]),

@@ -44,7 +44,7 @@ from pivotune.evaluation.summary import Cell, report, text
 from pivotune.generation import generate_texts
 from pivotune.generation import load as load_model
 from pivotune.lab.base import base_path, load_base
-from pivotune.methods import SFT
+from pivotune.method import Method
 from pivotune.training import train
 from tests.data.tiny_tokenizers import BOS, byte_level
 from tests.evaluation.test_benchmarks import folder as benchmark_files
@@ -104,6 +104,7 @@ class SpeakingModel(torch.nn.Module):
         self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=10**6))
         self.tokenizer = byte_level()
         self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.get_input_embeddings = lambda: SimpleNamespace(weight=torch.zeros(len(self.tokenizer), 1))
         self.replies = {render_prompt(Text(prompt=item.prompt), self.tokenizer, style): reply(item) for item in items}
 
     def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -729,7 +730,7 @@ def test_a_connection_needs_a_run_with_one(base: Path, folder: Path, tmp_path: P
     options: dict[str, Any] = dict(data_dir=str(folder), benchmarks="xcopa", languages="vi", output=str(tmp_path / "o"))
     with pytest.raises(PivotuneError, match="has no Transform Matrix"):
         evaluate(without, connection="matrix", **options)
-    with pytest.raises(PivotuneError, match="was not trained with CC-Tuning"):
+    with pytest.raises(PivotuneError, match="was not trained with a connection"):
         evaluate(str(base), connection="matrix", **options)
     options["output"] = None
     with pytest.raises(PivotuneError, match=r"output: .* is no run folder of Pivotune"):
@@ -741,7 +742,7 @@ def test_the_prompt_style_is_that_of_the_run(
 ) -> None:
     options: dict[str, Any] = dict(data_dir=str(folder), benchmarks="cc_xnli", languages="ar", max_new_tokens=2)
     for style, expected in (("alpaca", "alpaca"), ("plain", "plain"), ("auto", "plain")):
-        folder_of_run = write_run(tmp_path / style, SFT(open_model(base)), prompt_style=style)
+        folder_of_run = write_run(tmp_path / style, Method(open_model(base)), prompt_style=style)
         assert evaluate(folder_of_run, **options)["style"] == expected
         assert read_evaluation(tmp_path / style / "evaluation").config["style"] == expected
     assert caplog.text.count("give --style alpaca or chat") == 1

@@ -18,7 +18,8 @@ from peft import LoraConfig, get_peft_model
 
 from pivotune.checkpoint import describe, mark_complete, open_model, write_model
 from pivotune.errors import PivotuneError
-from pivotune.methods import SFT, CCTuning, CCTuningConfig, Method
+from pivotune.method import Method
+from pivotune.objectives import CCTuningConfig
 from tests.data.tiny_tokenizers import BOS, byte_level
 from tests.gguf_file import write_gguf
 from tests.reference import cc_tuning as reference
@@ -42,15 +43,17 @@ MATRIX = torch.randn(D, D, generator=torch.Generator().manual_seed(1)) / 4
 
 
 def write_run(folder: Path, method: Method, matrix: torch.Tensor | None = None, **info: Any) -> str:
-    write_model(folder, method, byte_level(template=f"{BOS} $A"), transform_matrix=matrix)
+    if matrix is not None:
+        method.objectives["cc_tuning"].fitted = {"transform_matrix": matrix}
+    write_model(folder, method, byte_level(template=f"{BOS} $A"))
     mark_complete(folder, describe(method, **info))
     return str(folder)
 
 
-def connectable(model: Any) -> CCTuning:
-    method = CCTuning(model, CONFIG)
+def connectable(model: Any) -> Method:
+    method = Method(model, [CONFIG])
     with torch.no_grad():
-        method.decision_maker.weight.normal_()
+        method.objectives["cc_tuning"].decision_maker.weight.normal_()
     return method
 
 
@@ -188,7 +191,7 @@ def test_without_a_connection_every_number_is_that_of_hflm(
     kind: str, batch_size: int, base: Path, run: str, tasks: Path, tmp_path: Path
 ) -> None:
     """Item by item, bit for bit, against a model that the harness opened itself."""
-    folder = {"base": str(base), "cc_tuning": run}.get(kind) or write_run(tmp_path, SFT(open_model(base)))
+    folder = {"base": str(base), "cc_tuning": run}.get(kind) or write_run(tmp_path, Method(open_model(base)))
     ours = PivotuneLM(folder, connection="none" if kind == "cc_tuning" else None, device="cpu", batch_size=batch_size)
     assert ours.connection_mode == "none"
     theirs = HFLM(folder, device="cpu", batch_size=batch_size)
@@ -409,7 +412,7 @@ def test_what_cannot_be_had_says_why(run: str, options: dict[str, Any], words: l
 
 
 def test_a_connection_needs_one(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(PivotuneError, match="was not trained with CC-Tuning"):
+    with pytest.raises(PivotuneError, match="was not trained with a connection"):
         PivotuneLM(str(base), connection="matrix", device="cpu")
     without = write_run(tmp_path, connectable(open_model(base)))
     assert PivotuneLM(without, device="cpu").connection_mode == "none"

@@ -43,7 +43,7 @@ FULL = ItemResult(
 def evaluation(**changes: Any) -> Evaluation:
     content: dict[str, Any] = {
         "run": "runs/zh",
-        "model": {"method": "sft", "seed": 3},
+        "model": {"objectives": [], "seed": 3},
         "connection": "none",
         "config": {"limit": None},
         "versions": {"pivotune": "0.1.0"},

@@ -16,11 +16,12 @@ from experiments import bottleneck, statistics
 from experiments.bottleneck import LINKS, _Last, answer, link_of
 from experiments.results import KINDS, kind_of
 from pivotune.anatomy import Anatomy
-from pivotune.connection import Connection, disconnect
+from pivotune.connection import disconnect
 from pivotune.lab.base import load_base
 from pivotune.lab.settings import BASE, TFT
 from pivotune.lab.world import World, mixed_prompt
-from pivotune.methods import CCTuningConfig
+from pivotune.objectives import CCTuningConfig
+from pivotune.objectives.cc_tuning import LinearConnection
 
 
 @pytest.fixture(scope="module")
@@ -126,11 +127,11 @@ def test_matrices_are_fitted_on_what_their_name_says(opened: tuple[Anatomy, Any]
     anatomy, tokenizer = opened
     lab, config = bottleneck._lab(), CCTuningConfig()
     weight = torch.randn(anatomy.num_layers, anatomy.hidden_size, generator=torch.Generator().manual_seed(0))
-    run = SimpleNamespace(model=anatomy.lm, tokenizer=tokenizer, connection_tensors=lambda: (config, weight, None))
+    one = LinearConnection(anatomy.lm, config, weight)
+    run = SimpleNamespace(model=anatomy.lm, tokenizer=tokenizer, connections={"cc_tuning": one})
     try:
         with torch.inference_mode():
             found = bottleneck.matrices(run, lab)
-            one = Connection(anatomy.lm, config, weight)
             records = list(lab.task.examples("training", "ar"))[:70]
             own_LNd, english_LNd = bottleneck._activations(one, tokenizer, records)
             prompt = tokenizer(records[66]["english"]["prompt"], return_tensors="pt")

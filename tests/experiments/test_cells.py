@@ -170,8 +170,8 @@ def answered(of_lab: Lab, one: Cell, right: int = 1) -> dict[str, Any]:
     columns += ("question_cosine_last", "answer_cosine_last", "agreement", "r2", "r2_of_copy")
     return {
         "steps": of_lab.steps(one),
-        "flops": of_lab.flops(one) if one.setting.method != "none" else 0.0,
-        "flops_per_step": of_lab.flops_per_step(one.setting) if one.setting.method != "none" else 0.0,
+        "flops": of_lab.flops(one) if one.setting.trained else 0.0,
+        "flops_per_step": of_lab.flops_per_step(one.setting) if one.setting.trained else 0.0,
         "answers": {split: {mode: of_language for mode in modes} for split in one.splits},
         "inside": {language: {name: [0.1 * one.seed] * 8 for name in columns} for language in of_lab.languages},
         "terms": {name: {"first": 2.0, "last": 1.0} for name in one.setting.terms},

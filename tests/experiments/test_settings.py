@@ -23,7 +23,7 @@ from pivotune.lab.settings import (
     reference_of,
 )
 from pivotune.lab.trial import item, run_config
-from pivotune.training import build_method
+from pivotune.method import Method
 
 EVERY = [*HEADLINE, *ABLATIONS]
 every_task = pytest.mark.parametrize("task", [task() for task in TASKS.values()], ids=list(TASKS))
@@ -35,7 +35,7 @@ def test_every_row_is_a_run(setting: Setting, tmp_path: Path) -> None:
     config.check()
     assert config.training.max_steps == 7
     model, _ = load_base()
-    method = build_method(config, model)
+    method = Method(model, config.objectives)
     assert set(method.weights) == {"lm", *setting.terms}
 
 

@@ -95,6 +95,16 @@ def test_the_script_runs(tmp_path, monkeypatch, capsys):
     assert torch.isfinite(model(**tokenizer("Question: ...", return_tensors="pt")).logits).all()
 
 
+def test_the_script_writes_over_nothing(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.json").write_text("mine")
+    for output in (tmp_path, tmp_path / "config.json"):
+        monkeypatch.setattr(sys, "argv", ["base", "--output", str(output)])
+        with pytest.raises(SystemExit):
+            base.main()
+        assert "is there already, and not empty" in capsys.readouterr().err
+    assert (tmp_path / "config.json").read_text() == "mine"
+
+
 def test_training_is_deterministic_and_lowers_the_loss(world):
     tokenizer = base.train_tokenizer(world)
     rows = next(base.batches(stream(pools(world), 0), tokenizer))[:4]

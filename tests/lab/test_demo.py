@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,6 +55,9 @@ def test_the_demo_prints_tables_and_writes_its_files(
         assert 1 - inside["deep supervision, feature"][what] < 0.98 * (1 - inside["TFT"][what])
 
     # A second demo replaces the first; and on one core it gives the same numbers.
+    conversion, thinking = results["layers"]
+    layers = SimpleNamespace(conversion_layer=conversion, thinking_layer=thinking)
+    monkeypatch.setattr(module, "choose", lambda *_: layers)
     monkeypatch.setattr(module, "ROWS", {"TFT": ROWS["TFT"]})
     monkeypatch.setattr(workers, "cores", lambda: 1)
     demo(str(tmp_path), languages="zh", epochs=1.0)

@@ -12,8 +12,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from pivotune.lens import figures, plots
-from pivotune.lens.plots import LEFT_TO_RIGHT
+from pivotune import plotting
+from pivotune.lens import figures, panels
+from pivotune.objectives.cc_tuning.measure import connection_figure
+from pivotune.plotting import LEFT_TO_RIGHT
 
 LAYERS = 12
 Columns = dict[str, list[float | None]]
@@ -148,11 +150,12 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
 
     def keep(figure: Figure, path: Path) -> list[Path]:
         for text in figure.findobj(Text):  # what the real one does first
-            text.set_fontfamily(plots._fonts())
+            text.set_fontfamily(plotting._fonts())
         made[path.name] = figure
         return [path]
 
     monkeypatch.setattr(figures, "save", keep)
+    monkeypatch.setattr(panels, "save", keep)
     return made
 
 
@@ -265,7 +268,7 @@ def test_the_two_layers_are_marked(drawn: dict[str, Figure], tmp_path: Path) -> 
 
 def test_picks_are_bars_and_r2_is_cut_where_it_says_nothing(drawn: dict[str, Figure], tmp_path: Path) -> None:
     made = report(["zh"])
-    figures.connection(made, tmp_path / "connection")
+    connection_figure(made, tmp_path / "connection")
     picks, r2 = shown(drawn["connection"])
     heights = [bar.get_height() for bar in picks.patches]  # type: ignore[attr-defined]
     tables = made["languages"]["zh"]["cc_tuning"]["tables"]
@@ -278,7 +281,7 @@ def test_picks_are_bars_and_r2_is_cut_where_it_says_nothing(drawn: dict[str, Fig
     alone = made["languages"]["zh"]["cc_tuning"]  # without a Transform Matrix
     alone["tables"] = {"picks_english": alone["tables"]["picks_english"]}
     alone["summary"]["run"] = {"pairs": 120, "r2_of_copy": 0.2, "r2_of_copy_per_layer": [0.1] * (LAYERS - 1) + [None]}
-    figures.connection(made, tmp_path / "connection")
+    connection_figure(made, tmp_path / "connection")
     picks, r2 = shown(drawn["connection"])
     assert len(picks.patches) == LAYERS
     assert line(r2, figures.GREY, "-").shape == (2, LAYERS - 1)
@@ -350,7 +353,7 @@ def test_a_single_example_has_no_interval(tmp_path: Path, caplog: pytest.LogCapt
             for role in ("run", "against"):
                 if of_name[role]:
                     of_name[role] |= {bound: [None] * len(of_name[role]["mean"]) for bound in ("low", "high")}
-    assert len(figures.entropy(made, tmp_path / "entropy") + figures.connection(made, tmp_path / "connection")) == 4
+    assert len(figures.entropy(made, tmp_path / "entropy") + connection_figure(made, tmp_path / "connection")) == 4
     assert not caplog.records
 
 

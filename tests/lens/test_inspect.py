@@ -19,8 +19,7 @@ from pivotune.data import ParallelExample, PromptEncoder, read_prompts
 from pivotune.data.prompts import prompt_only
 from pivotune.errors import PivotuneError
 from pivotune.lens.entropy import question_entropies
-from pivotune.lens.inspect import FILES, inspect, lens
-from pivotune.methods import CCTuningConfig
+from pivotune.lens.inspect import files, inspect, lens
 from pivotune.training import train
 from tests.runs import configuration, rows, write_base, write_rows
 
@@ -169,10 +168,10 @@ def test_the_command_writes_everything(folder: Path, capsys: pytest.CaptureFixtu
     page = (folder / "deep" / "lens" / "lens.md").read_text(encoding="utf-8")
     assert "| layer" in page
     plots = {path.name for path in (folder / "deep" / "lens").iterdir()}
-    assert {"entropy.png", "entropy.svg", "language.png", "similarity_mean.png"} <= plots <= set(FILES)
+    assert {"entropy.png", "entropy.svg", "language.png", "similarity_mean.png"} <= plots <= set(files())
 
 
-@pytest.mark.parametrize("name", FILES[:4])
+@pytest.mark.parametrize("name", files()[:4])
 def test_files_that_are_there_are_replaced_only_when_asked(
     name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,7 +264,7 @@ def test_a_broken_line_is_found_before_the_model_runs(folder: Path, tmp_path: Pa
     data = write_rows(tmp_path / "pairs.jsonl", examples(3))
     data.write_text(data.read_text(encoding="utf-8") + '{"id": "9", "language": "zh"}\n', encoding="utf-8")
     with pytest.raises(PivotuneError, match=r"pairs.jsonl:7"):
-        lens(str(folder / "no-such-run-yet"), data=str(data), output=str(tmp_path))
+        lens(str(folder / "base"), data=str(data), output=str(tmp_path))
 
 
 def test_models_must_match(folder: Path, tmp_path: Path) -> None:
@@ -287,10 +286,10 @@ def test_no_pair_is_an_error(folder: Path) -> None:
 
 def test_a_connection_that_never_learned_a_matrix(folder: Path) -> None:
     run = opened(folder, "cc")
-    del run.tensors["transform_matrix"]
+    del run.tensors["cc_tuning.transform_matrix"]
     found = inspect(run, read_prompts(folder / "pairs.jsonl"))["languages"]["zh"]["cc_tuning"]
     assert "picks_matrix" not in found["tables"] and "picks_english" in found["tables"]
-    assert CCTuningConfig(**run.info["cc_tuning"]).selection == "hard"
+    assert run.objectives["cc_tuning"].selection == "hard"
 
 
 def test_published_rows_in_any_name_of_their_language(folder: Path, tmp_path: Path, caplog: Any) -> None:

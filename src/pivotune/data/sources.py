@@ -190,6 +190,8 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 def _parse(line: bytes, where: str) -> Any:
     """The value of one line of JSON, or the DataError it deserves."""
     fix = "write one JSON object per line"
+    if ".gz:" in where:
+        fix += "; or, if that is what it holds, the file is damaged: get it anew"
     try:
         return json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:

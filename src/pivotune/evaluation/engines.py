@@ -17,7 +17,6 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any, Protocol
 
-from pivotune.connection import Mode
 from pivotune.data.examples import ParallelExample, Text, is_english
 from pivotune.data.prompts import without_reasoning
 from pivotune.errors import PivotuneError
@@ -67,7 +66,7 @@ class GenerationEngine:
         tokenizer: Any,
         *,
         style: str = "plain",
-        connection: Mode = "none",
+        connection: str = "none",
         batch_size: int = 16,
         max_new_tokens: int = 40,
         max_length: int | None = None,

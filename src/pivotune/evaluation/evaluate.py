@@ -25,7 +25,7 @@ from transformers.utils.logging import tqdm
 
 from pivotune import __version__
 from pivotune.checkpoint import check_model, load_run
-from pivotune.connection import Connection, Mode, connect
+from pivotune.connection import connect
 from pivotune.data.examples import is_english
 from pivotune.data.languages import read_languages
 from pivotune.data.prompts import STYLES
@@ -78,7 +78,7 @@ def evaluate(
     preset: str | None = None,
     languages: str | list[str] | None = None,
     limit: int | None = None,
-    connection: Mode | None = None,
+    connection: str | None = None,
     style: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
     batch_size: int = 16,
@@ -98,8 +98,8 @@ def evaluate(
         preset: the benchmarks and languages of a paper: dft or cc, with its figures beside.
         languages: in which, separated by commas; those of the benchmark's paper by default.
         limit: take the first so many items of each benchmark and language. They are no random sample.
-        connection: how a CC-Tuning run connects: none, english or matrix; by default matrix where one was fitted, else
-            none. English items are not connected.
+        connection: how a run with a connection connects: none, english or matrix; by default matrix where one was
+            fitted, else none. English items are not connected.
         style: what is put around generated answers' prompts: plain, alpaca or chat; by default the style that the run
             was trained with, if it names one, else plain.
         chat_template_kwargs: arguments of the chat template, e.g. {"enable_thinking": false}; those that a run was
@@ -135,7 +135,7 @@ def evaluate(
         run=str(run),
         model={
             "base_model": info.get("base_model"),
-            "method": info.get("method"),
+            "objectives": list(info["objectives"]) if info else None,
             "seed": info.get("training", {}).get("seed"),
         },
         connection=mode,
@@ -245,7 +245,7 @@ def choose(
 
 
 def read_parts(
-    chosen: Sequence[tuple[Benchmark, str]], data_dir: str | Path | None, limit: int | None, connection: Mode
+    chosen: Sequence[tuple[Benchmark, str]], data_dir: str | Path | None, limit: int | None, connection: str
 ) -> list[Part]:
     """Read and check the items, from the hub where `data_dir` is None. All are read, also under a limit."""
     parts = []
@@ -275,7 +275,7 @@ def _has(parts: Iterable[Part], protocol: str) -> bool:
     return any(part.benchmark.protocol == protocol for part in parts)
 
 
-def _check_protocols(chosen: Sequence[tuple[Benchmark, str]], mode: Mode) -> None:
+def _check_protocols(chosen: Sequence[tuple[Benchmark, str]], mode: str) -> None:
     ranked = list(dict.fromkeys(one.name for one, _ in chosen if one.protocol == "likelihood"))
     if mode == "english" and ranked:
         raise PivotuneError(
@@ -340,7 +340,7 @@ class _Opened:
     def __init__(
         self,
         run: str,
-        mode: Mode,
+        mode: str,
         style: str,
         batch_size: int,
         max_new_tokens: int,
@@ -355,9 +355,9 @@ class _Opened:
     @cached_property
     def _run(self) -> Any:
         run = load_run(self._path, chat_template_kwargs=self._chat_template_kwargs)
-        trained = run.connection_tensors()
-        if trained is not None and self._mode != "none":
-            connect(run.model, Connection(run.model, *trained), self._mode)
+        made = run.connection()
+        if made is not None and self._mode != "none":
+            connect(run.model, made, self._mode)
         return run
 
     def engine(self, protocol: str) -> Engine:
@@ -485,7 +485,7 @@ def measure(
     parts: Sequence[Part],
     engine_of: Callable[[str], Engine],
     folder: Path,
-    connection: Mode,
+    connection: str,
     *,
     progress: bool = True,
 ) -> list[Cell]:

@@ -35,7 +35,7 @@ from fnmatch import fnmatchcase
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,9 +43,10 @@ from torch import Tensor
 from transformers.utils.logging import tqdm
 
 from pivotune.checkpoint import Run, load_run
-from pivotune.connection import Connection, Mode, connect, connected_at
-from pivotune.errors import PivotuneError, check_choice
+from pivotune.connection import connect
+from pivotune.errors import PivotuneError
 from pivotune.evaluation.metrics import squad_em, squad_f1
+from pivotune.objectives import Connection
 from pivotune.tokens import end_ids, fit_padding, rows_of
 
 try:
@@ -88,7 +89,7 @@ class PivotuneLM(HFLM):
 
     Args:
         pretrained: a run folder, a checkpoint of it, or what `AutoModelForCausalLM.from_pretrained` takes.
-        connection: none or matrix. None takes matrix where the run has a Transform Matrix, else none.
+        connection: e.g. none or matrix. None takes the run's own default: matrix where it has one, else none.
         english_tasks: names of English tasks, which are not connected; patterns with * and ?. As one string they are
             separated by colons, because the harness separates its arguments by commas: xnli_en:hellaswag:mmlu_*. Tasks
             whose names do not end in the language have to be named.
@@ -109,7 +110,7 @@ class PivotuneLM(HFLM):
     def __init__(
         self,
         pretrained: str,
-        connection: Mode | None = None,
+        connection: str | None = None,
         english_tasks: str | Sequence[str] = ENGLISH_TASKS,
         device: str | None = None,
         dtype: str | torch.dtype = "auto",
@@ -119,14 +120,13 @@ class PivotuneLM(HFLM):
     ):
         self._check(connection, options)
         run = load_run(pretrained, dtype=dtype, device=device) if run is None else run
-        trained = run.connection_tensors()
-        if trained is None and connection not in (None, "none"):
+        made = run.connection()
+        if made is None and connection not in (None, "none"):
             raise PivotuneError(
-                f"connection: got {connection!r}, but {pretrained} was not trained with CC-Tuning. "
+                f"connection: got {connection!r}, but {pretrained} was not trained with a connection. "
                 "Leave the option out."
             )
-        has_matrix = trained is not None and trained[2] is not None
-        self.connection_mode: Mode = connection or ("matrix" if has_matrix else "none")
+        self.connection_mode = connection or (made.modes[0] if made else "none")
         self.english_tasks = tuple(english_tasks.split(":") if isinstance(english_tasks, str) else english_tasks)
         self._connection: Connection | None = None
         self._connecting = False
@@ -135,8 +135,8 @@ class PivotuneLM(HFLM):
                 raise PivotuneError(
                     f"batch_size: got {batch_size!r}, which is not supported with a connection. Give a whole number."
                 )
-            assert trained is not None
-            self._connection = Connection(run.model, *trained)
+            assert made is not None
+            self._connection = made
             connect(run.model, self._connection, self.connection_mode)
         # The tokenizer by its name: the harness then opens it with its own options.
         file = Path(pretrained)
@@ -148,8 +148,6 @@ class PivotuneLM(HFLM):
 
     @staticmethod
     def _check(connection: Any, options: dict[str, Any]) -> None:
-        if connection is not None:
-            check_choice("connection", connection, get_args(Mode))
         if connection == "english":
             raise PivotuneError(
                 "connection: 'english' needs the English counterpart of every context, and the tasks of "
@@ -257,9 +255,8 @@ class PivotuneLM(HFLM):
         for part in self._batches(list(rows), key=lambda row: row[0] + row[1]):
             inputs, _ = _right_padded([context + begun for context, begun in part], self.device)
             last = torch.tensor([len(context) - 1 for context, _ in part], device=self.device)
-            vectors = torch.stack([lent[context] for context, _ in part])
             assert self._connection is not None
-            with connected_at(self._connection, vectors, last):
+            with self._connection.at([lent[context] for context, _ in part], last):
                 logits_BTV = self._model_call(inputs)
             for logits_TV, row in zip(logits_BTV, part, strict=True):
                 context, begun = row
@@ -277,10 +274,10 @@ class PivotuneLM(HFLM):
         bar.close()
         return answers
 
-    def _lend(self, contexts: list[_Tokens]) -> dict[_Tokens, Tensor]:
-        """What each context is lent, (d,)."""
+    def _lend(self, contexts: list[_Tokens]) -> dict[_Tokens, Any]:
+        """What each context is lent."""
         assert self._connection is not None
-        lent: dict[_Tokens, Tensor] = {}
+        lent: dict[_Tokens, Any] = {}
         for part in self._batches(contexts, key=lambda context: context):
             mixed = self.mixed_precision_dtype
             with torch.no_grad(), torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):

@@ -17,7 +17,7 @@ from typing import Literal
 
 import jinja2
 
-from pivotune.lens.plots import language_name
+from pivotune.plotting import language_name
 from pivotune.tables import table
 
 Change = Literal["", "up", "down"]

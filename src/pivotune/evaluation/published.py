@@ -12,7 +12,7 @@ import numpy as np
 from pivotune.evaluation.benchmarks import BENCHMARKS, Preset, Published
 from pivotune.evaluation.labels import benchmark_title, metric_name, percent
 from pivotune.evaluation.page import Cell, Table
-from pivotune.lens.plots import language_name
+from pivotune.plotting import language_name
 
 Scores = Mapping[str, Mapping[tuple[str, str], float]]
 """By run and (benchmark, language), 0 to 1."""

@@ -7,7 +7,7 @@
 evaluation.json:
 
     {"format": 1, "run": "runs/zh",
-     "model": {"base_model": ..., "method": ..., "seed": ..., ...},        of the run's pivotune.json
+     "model": {"base_model": ..., "objectives": ..., "seed": ..., ...},    of the run's pivotune.json
      "connection": "none" | "english" | "matrix",
      "config": {"limit": ..., ...}, "versions": {"pivotune": ..., ...},
      "benchmarks": {"likelihood.xnli": {"protocol": "likelihood", "metric": "accuracy", "chance": 0.333}, ...}}
@@ -177,8 +177,8 @@ class Evaluation:
 
     Attributes:
         run: path or name of the run.
-        model: "base_model", "method", "seed" and what else identifies it.
-        connection: how a CC-Tuning run was connected.
+        model: "base_model", "objectives", "seed" and what else identifies it.
+        connection: how a connected run was connected.
         config: the options of the evaluation: "limit" and so on.
         versions: of the packages.
         benchmarks: by "PROTOCOL.BENCHMARK".

@@ -27,7 +27,6 @@ from transformers.utils import logging
 
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import Run
-from pivotune.connection import Mode
 from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
 from pivotune.files import make_folder, write_text
 from pivotune.lab.base import base_path, load_base
@@ -36,10 +35,10 @@ from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.trial import Record, ask, choose, open_row, parallel, spread, train_row
 from pivotune.lab.workers import Job, Report, computing_on, side_by_side, threads
 from pivotune.lab.world import World
-from pivotune.lens.calibration import SupervisionMeasure
-from pivotune.lens.plots import new_figure, save
 from pivotune.lens.reading import PairStream, run_measure
+from pivotune.objectives.deep_supervision.measure import SupervisionMeasure
 from pivotune.options import names_in
+from pivotune.plotting import new_figure, save
 from pivotune.tables import table
 
 NAMES = {language: str(Locale(language).english_name) for language in LANGUAGES}
@@ -108,6 +107,7 @@ def demo(
     training = _training(world, chosen)
     asked = len(list(world.examples("heldout", "en")))
     print(f"Fine-tuning on facts new to each language; asking for {asked} that it met in English only.")
+    print("Choosing the layers to supervise, from the base model ...", flush=True)
     with computing_on(threads()):
         choice = choose(*base, training)
     layers = choice.conversion_layer, choice.thinking_layer
@@ -152,7 +152,7 @@ def _training(world: World, languages: Sequence[str]) -> list[Record]:
     return [record for language in languages for record in world.examples("training", language)]
 
 
-def _modes(row: Setting) -> tuple[Mode, ...]:
+def _modes(row: Setting) -> tuple[str, ...]:
     """How a row is asked."""
     return ("none",) if row.cc_tuning is None else ("matrix", "english")
 
@@ -173,14 +173,14 @@ def _row(
     """Train it, ask it, look inside: what it adds to either table."""
     logging.disable_progress_bar()
     world, title, model_folder = World.build(), _title(row), base_path()
-    if row.method != "none":
+    if row.trained:
         with _counted(steps, report, SECONDS[row.name]):
             place = folder / title.replace(", ", "_").replace(" ", "_")
             model_folder = _train(row, _training(world, languages), place, epochs, seed)
     run, _ = open_row(model_folder)
     questions = {language: list(world.examples("heldout", language)) for language in (*languages, "en")}
 
-    def score(language: str, mode: Mode) -> Score:
+    def score(language: str, mode: str) -> Score:
         report(f"asked in {NAMES[language]}", SECONDS_ASKED)
         right = ask(run.model, run.tokenizer, {language: questions[language]}, mode)[language]["right"]
         return Score(sum(right), len(right))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from pivotune.methods import CCTuningConfig, DeepSupervisionConfig
+from pivotune.objectives import CCTuningConfig, DeepSupervisionConfig
 
 TRAINING: Mapping[str, Any] = {
     "per_device_train_batch_size": 32,
@@ -43,20 +43,25 @@ class Setting:
 
     Attributes:
         name: in tables and on the command line.
-        method: of `RunConfig`; "none" is the base model, not trained.
-        deep_supervision, cc_tuning: options of the method, where it has them.
+        deep_supervision, cc_tuning: its objectives, where it has them; without any it is plain fine-tuning.
         recipe: what it trains on.
         rate_of: the row that chose its learning rate; itself where empty.
         passes: over the target questions relative to TFT, where the budget is in steps.
+        trained: False is the base model.
     """
 
     name: str
-    method: Literal["none", "sft", "deep_supervision", "cc_tuning", "both"]
     deep_supervision: DeepSupervisionConfig | None = None
     cc_tuning: CCTuningConfig | None = None
     recipe: Recipe = "target"
     rate_of: str = ""
     passes: float = 1.0
+    trained: bool = True
+
+    @property
+    def objectives(self) -> list[Any]:
+        """Options of its objectives, for `RunConfig`."""
+        return [one for one in (self.deep_supervision, self.cc_tuning) if one is not None]
 
     @property
     def tuned_as(self) -> str:
@@ -102,35 +107,35 @@ def _feature(**options: Any) -> DeepSupervisionConfig:
 
 LOGITS, FEATURE, CONNECTION = _supervised(), _feature(), CCTuningConfig()
 
-BASE = Setting("base model", "none")
-TFT = Setting("TFT", "sft")
+BASE = Setting("base model", trained=False)
+TFT = Setting("TFT")
 
 METHODS = (
-    Setting("SFT (English only)", "sft", recipe="english"),
+    Setting("SFT (English only)", recipe="english"),
     TFT,
-    Setting("TFT + English", "sft", recipe="with english"),
-    Setting("logits", "deep_supervision", LOGITS),
-    Setting("logits, position-wise", "deep_supervision", _supervised(reading="position_wise")),
-    Setting("feature", "deep_supervision", FEATURE),
-    Setting("feature, last token", "deep_supervision", _feature(pooling="last_token")),
-    Setting("CC", "cc_tuning", None, CONNECTION),
-    Setting("CC + logits", "both", LOGITS, CONNECTION),
-    Setting("CC + feature", "both", FEATURE, CONNECTION),
+    Setting("TFT + English", recipe="with english"),
+    Setting("logits", LOGITS),
+    Setting("logits, position-wise", _supervised(reading="position_wise")),
+    Setting("feature", FEATURE),
+    Setting("feature, last token", _feature(pooling="last_token")),
+    Setting("CC", None, CONNECTION),
+    Setting("CC + logits", LOGITS, CONNECTION),
+    Setting("CC + feature", FEATURE, CONNECTION),
 )
 """The methods: each has its own learning rate, and is compared with TFT at equal steps and at equal FLOPs."""
 
 PARTS = (
-    Setting("logits, LC only", "deep_supervision", _supervised(english_thinking="off"), rate_of="logits"),
-    Setting("logits, ET only", "deep_supervision", _supervised(language_conversion="off"), rate_of="logits"),
-    Setting("feature, LC only", "deep_supervision", _feature(english_thinking="off"), rate_of="feature"),
-    Setting("feature, ET only", "deep_supervision", _feature(language_conversion="off"), rate_of="feature"),
+    Setting("logits, LC only", _supervised(english_thinking="off"), rate_of="logits"),
+    Setting("logits, ET only", _supervised(language_conversion="off"), rate_of="logits"),
+    Setting("feature, LC only", _feature(english_thinking="off"), rate_of="feature"),
+    Setting("feature, ET only", _feature(language_conversion="off"), rate_of="feature"),
 )
 """One supervised layer instead of two."""
 
 BROKEN = (
-    Setting("logits, shuffled", "deep_supervision", LOGITS, recipe="shuffled", rate_of="logits"),
-    Setting("feature, shuffled", "deep_supervision", FEATURE, recipe="shuffled", rate_of="feature"),
-    Setting("CC, shuffled", "cc_tuning", None, CONNECTION, recipe="shuffled", rate_of="CC"),
+    Setting("logits, shuffled", LOGITS, recipe="shuffled", rate_of="logits"),
+    Setting("feature, shuffled", FEATURE, recipe="shuffled", rate_of="feature"),
+    Setting("CC, shuffled", None, CONNECTION, recipe="shuffled", rate_of="CC"),
 )
 """Each question with the English of another one. Where these gain as much, the English is not what helps."""
 

@@ -16,21 +16,22 @@ from torch import Tensor
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import Run, load_run
 from pivotune.config import DataConfig, ModelConfig, RunConfig, TrainingOptions
-from pivotune.connection import Connection, Mode, connect
+from pivotune.connection import connect
 from pivotune.data import ParallelExample
 from pivotune.generation import generate_texts
 from pivotune.lab.settings import ANSWER_TOKENS, INSIDE_PAIRS, MAX_LENGTH, STYLE, TRAINING, Setting
 from pivotune.lens import LayerChoice, choose_layers
-from pivotune.lens.calibration import ConnectionMeasure, SupervisionMeasure
 from pivotune.lens.estimates import RunningMean
 from pivotune.lens.language import BeginningIndex, LanguageMeasure
 from pivotune.lens.reading import PairStream, Reading, read
 from pivotune.losses import cosine
-from pivotune.methods import CCTuningConfig, DeepSupervisionConfig
+from pivotune.objectives.cc_tuning import LinearConnection
+from pivotune.objectives.cc_tuning.measure import ConnectionMeasure
+from pivotune.objectives.deep_supervision.measure import SupervisionMeasure
 from pivotune.taps import evaluating
 from pivotune.training import train
 
-MODES: tuple[Mode, ...] = ("none", "matrix", "english")
+MODES: tuple[str, ...] = ("none", "matrix", "english")
 
 Record = dict[str, Any]
 Questions = Mapping[str, Sequence[Record]]
@@ -55,14 +56,12 @@ def train_row(setting: Setting, base: str | Path, records: Sequence[Record], fol
 
 def run_config(setting: Setting, base: str | Path, data: Path, output: Path, **training: Any) -> RunConfig:
     """The training run of a row, on the CPU: a GPU would give other numbers."""
-    assert setting.method != "none"
+    assert setting.trained
     return RunConfig(
         output=str(output),
-        method=setting.method,
         model=ModelConfig(str(base)),
         data=DataConfig(str(data), style=STYLE, max_length=MAX_LENGTH),
-        deep_supervision=setting.deep_supervision or DeepSupervisionConfig(),
-        cc_tuning=setting.cc_tuning or CCTuningConfig(),
+        objectives=setting.objectives,
         training=TrainingOptions(use_cpu=True, save_strategy="no", report_to="none", **(dict(TRAINING) | training)),
     )
 
@@ -71,7 +70,7 @@ def examine(
     model_folder: str | Path,
     questions: Mapping[str, Questions],
     inside: Questions | None,
-    connections: Sequence[Mode] = MODES,
+    connections: Sequence[str] = MODES,
 ) -> dict[str, Any]:
     """Ask a trained row, or the base model, everything.
 
@@ -87,7 +86,7 @@ def examine(
     """
     opened, connection = open_row(model_folder)
     model, tokenizer = opened.model, opened.tokenizer
-    modes: Sequence[Mode] = ("none",) if connection is None else connections
+    modes: Sequence[str] = ("none",) if connection is None else connections
     answers = {
         split: {mode: ask(model, tokenizer, asked, mode) for mode in modes} for split, asked in questions.items()
     }
@@ -99,22 +98,21 @@ def examine(
             if language != "en"
         },
         "terms": opened.info.get("terms", {}),
-        "transform_matrix": opened.info.get("transform_matrix"),
+        "transform_matrix": opened.info.get("found", {}).get("cc_tuning", {}).get("transform_matrix"),
     }
 
 
-def open_row(model_folder: str | Path) -> tuple[Run, Connection | None]:
+def open_row(model_folder: str | Path) -> tuple[Run, LinearConnection | None]:
     """A trained row, or the base model, and the connection that it has; asked without it where no mode is given."""
     run = load_run(model_folder, dtype=torch.float32, device="cpu")
-    trained = run.connection_tensors()
-    if trained is None:
+    connection = run.connections.get("cc_tuning")
+    if not isinstance(connection, LinearConnection):
         return run, None
-    connection = Connection(run.model, *trained)
     connect(run.model, connection, "none")
     return run, connection
 
 
-def ask(model: Any, tokenizer: Any, questions: Questions, mode: Mode = "none") -> dict[str, Any]:
+def ask(model: Any, tokenizer: Any, questions: Questions, mode: str = "none") -> dict[str, Any]:
     """What is answered to each item, and whether that is word for word right."""
     found = {}
     for language, records in questions.items():
@@ -128,7 +126,7 @@ def ask(model: Any, tokenizer: Any, questions: Questions, mode: Mode = "none") -
 
 
 def look_inside(
-    model: Any, tokenizer: Any, records: Sequence[Record], connection: Connection | None = None
+    model: Any, tokenizer: Any, records: Sequence[Record], connection: LinearConnection | None = None
 ) -> dict[str, list[float]]:
     """Means over the pairs of one language, one number per layer: what deep supervision asks for (see
     `SupervisionMeasure`; cosines of the last token too), the probability that the lens gives to a first token of the
@@ -136,7 +134,7 @@ def look_inside(
     anatomy = Anatomy(model)
     supervision = SupervisionMeasure(anatomy)
     language = LanguageMeasure(anatomy, BeginningIndex(tokenizer), after_blank=True)
-    connected = None if connection is None else ConnectionMeasure(connection)
+    connected = ConnectionMeasure(connection) if isinstance(connection, LinearConnection) else None
     means: dict[str, RunningMean] = {}
     with evaluating(model):
         batches = PairStream(tokenizer, STYLE, batch_size=32, max_length=MAX_LENGTH).batches(parallel(records))

@@ -23,7 +23,6 @@ from transformers.utils.logging import tqdm
 from pivotune import __version__
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import Run, anatomy_of, load_run, read_info
-from pivotune.connection import Connection
 from pivotune.data import ParallelExample
 from pivotune.data.examples import is_among, is_english
 from pivotune.data.languages import read_languages
@@ -31,27 +30,24 @@ from pivotune.data.prompts import STYLES
 from pivotune.data.sources import log_notes, stream_prompts
 from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
 from pivotune.files import check_output_files, make_folder, write_text
-from pivotune.lens.calibration import ConnectionMeasure, SupervisionMeasure
+from pivotune.lens.choice import Reservoir
 from pivotune.lens.entropy import EntropyMeasure
 from pivotune.lens.estimates import RunningDifference, RunningMean, Tables, as_columns
-from pivotune.lens.figures import PLOTS, draw
+from pivotune.lens.figures import draw, plots
 from pivotune.lens.language import BeginningIndex, LanguageMeasure, Others
-from pivotune.lens.layers import Reservoir
-from pivotune.lens.plots import language_name
 from pivotune.lens.projection import ProjectionMeasure
 from pivotune.lens.reading import Measure, PairStream, Reading, read
+from pivotune.lens.rule import paper_layers
 from pivotune.lens.similarity import SimilarityMeasure
-from pivotune.methods.deep_supervision import DeepSupervisionConfig, paper_layers
+from pivotune.objectives import OBJECTIVES
 from pivotune.options import names_in
+from pivotune.plotting import language_name
 from pivotune.tables import table
 from pivotune.taps import evaluating
 
 logger = logging.getLogger(__name__)
 
 MEASURES = ("entropy", "language", "similarity", "calibration", "projection")
-
-FILES = ("lens.json", "lens.md", *(f"{name}.{ending}" for name in PLOTS for ending in ("png", "svg")))
-"""Whatever `lens` may write into its folder."""
 
 Examples = Callable[[], Iterator[ParallelExample]]
 """Gives the examples anew each time."""
@@ -112,7 +108,7 @@ def lens(
         check_choice("measures", name, MEASURES)
     pair = _layer_pair(layers)
     wanted = None if languages is None else read_languages("languages", names_in(languages))
-    folder = check_output_files("output", _output_folder(run, output), FILES, overwrite=overwrite)
+    folder = check_output_files("output", _output_folder(run, output), files(), overwrite=overwrite)
     anatomy = anatomy_of(run)
     for layer in pair or ():
         anatomy.check_layer(layer, "layers")
@@ -137,8 +133,7 @@ def lens(
     )
     report = {"run": Path(run).name, "against": against and Path(against).name, "data": data, **report}
     print(text(report))  # first: what was found is worth more than its files
-    files = write(report, folder)
-    print(f"Written: {', '.join(map(str, files))}")
+    print(f"Written: {', '.join(map(str, write(report, folder)))}")
     return report
 
 
@@ -198,7 +193,7 @@ def inspect(
         for language, chosen, batch in stream.batches(examples() if callable(examples) else examples):
             comparison = comparisons.setdefault(language, _Comparison(models))
             for model in models:
-                comparison.add(model, read(model.anatomy, chosen, batch, feed_forward=model.connection is not None))
+                comparison.add(model, read(model.anatomy, chosen, batch, feed_forward=model.feed_forward))
             comparison.compare()
             bar.update(len(chosen))
     if not comparisons:
@@ -229,18 +224,17 @@ class _Model:
     run: Run
     anatomy: Anatomy
     measures: Callable[[], dict[str, Measure]]
-    connection: Connection | None = None
+    feed_forward: bool = False
     projection: ProjectionMeasure | None = None
 
     @classmethod
     def of(cls, role: str, run: Run, wanted: Iterable[str], block: int, others: Others | None) -> _Model:
-        anatomy, trained = Anatomy(run.model), run.connection_tensors()
-        connection = None
-        if trained is not None and "calibration" in wanted:
-            connection = Connection(run.model, *trained)
+        anatomy = Anatomy(run.model)
         index = BeginningIndex(run.tokenizer, anatomy.vocab_size) if "language" in wanted else None
-        options = run.info.get("deep_supervision", {})
-        supervision = DeepSupervisionConfig(**options)
+        of_objectives: dict[str, Callable[[], Measure]] = {}
+        for name, objective in OBJECTIVES.items() if "calibration" in wanted else ():
+            if measure := objective.measure(anatomy, run.objectives.get(name), run.connections.get(name)):
+                of_objectives[name] = measure
 
         def measures() -> dict[str, Measure]:
             made: dict[str, Measure] = {}
@@ -251,15 +245,10 @@ class _Model:
                 made["language_after_blank"] = LanguageMeasure(anatomy, index, others=others, after_blank=True)
             if "similarity" in wanted:
                 made["similarity"] = SimilarityMeasure(anatomy, block=block)
-            if "calibration" in wanted:
-                made["deep_supervision"] = SupervisionMeasure(
-                    anatomy, pooling=supervision.pooling, final_norm=supervision.final_norm
-                )
-            if connection is not None:
-                made["cc_tuning"] = ConnectionMeasure(connection)
-            return made
+            return made | {name: measure() for name, measure in of_objectives.items()}
 
-        return cls(role, run, anatomy, measures, connection)
+        feed_forward = any(getattr(one, "needs_feed_forward", False) for one in measures().values())
+        return cls(role, run, anatomy, measures, feed_forward)
 
 
 class _Comparison:
@@ -336,9 +325,8 @@ def _check_comparable(run: _Model, against: _Model) -> None:
 def _chosen_layers(run: Run, anatomy: Anatomy, layers: tuple[int, int] | None) -> tuple[int, int]:
     if layers is not None:
         return anatomy.check_layer(layers[0], "layers"), anatomy.check_layer(layers[1], "layers")
-    options = run.info.get("deep_supervision", {})
-    suggested = paper_layers(anatomy.num_layers)
-    return (options.get("conversion_layer") or suggested[0], options.get("thinking_layer") or suggested[1])
+    marked = (OBJECTIVES[name].marked_layers(options) for name, options in run.objectives.items())
+    return next((one for one in marked if one is not None), paper_layers(anatomy.num_layers))
 
 
 # Reading the options -------------------------------------------------------------------------------------------------
@@ -427,10 +415,6 @@ _COLUMNS = (
     ("target, %", "language", "target", 100),
     ("MEXA, mean, %", "similarity", "mean/mexa", 100),
     ("MEXA, last, %", "similarity", "last_token/mexa", 100),
-    ("question, nats", "deep_supervision", "question_nats", 1),
-    ("answer, nats", "deep_supervision", "answer_nats", 1),
-    ("question, cos", "deep_supervision", "question_cosine", 1),
-    ("answer, cos", "deep_supervision", "answer_cosine", 1),
 )
 
 
@@ -442,11 +426,13 @@ def text(report: Mapping[str, Any], *, markdown: bool = False) -> str:
         lines.append(f"{report['against']} -> {report['run']}; * the 95 % interval of the difference leaves out 0.")
     if any("language_after_blank" in found for found in report["languages"].values()):
         lines.append("Languages whose answers begin with a blank token are read behind it, for English % and target %.")
+    every: list[tuple[str, str, str, float]] = [*_COLUMNS]
+    every += [(head, name, one, factor) for name, o in OBJECTIVES.items() for head, one, factor in o.lens_columns]
     marks = {report["layers"]["conversion"]: " i", report["layers"]["thinking"]: " j"}
     for language, found in report["languages"].items():
         columns = [
             (head, tables[name], factor)
-            for head, measure, name, factor in _COLUMNS
+            for head, measure, name, factor in every
             if name in (tables := _tables(found, measure))
         ]
         rows = [
@@ -457,7 +443,8 @@ def text(report: Mapping[str, Any], *, markdown: bool = False) -> str:
         lines += ["", f"### {title}" if markdown else title, ""]
         if columns:
             lines.append(table(["layer", *(head for head, _, _ in columns)], rows, markdown=markdown))
-        lines += _connection_lines(found.get("cc_tuning"))
+        for name, objective in OBJECTIVES.items():
+            lines += objective.lens_lines(found[name]) if name in found else []
     return "\n".join(lines).strip("\n")
 
 
@@ -476,22 +463,9 @@ def _cell(columns: Mapping[str, Any], k: int, factor: float) -> str:
     return f"{columns['against']['mean'][k] * factor:.{digits}f} -> {after}{star}"
 
 
-def _connection_lines(found: Mapping[str, Any] | None) -> list[str]:
-    if not found:
-        return []
-    lines = [""]
-    for name, what in (("picks_english", "real English"), ("picks_matrix", "the Transform Matrix")):
-        if name in found["tables"]:
-            shares = enumerate(found["tables"][name]["run"]["mean"], start=1)
-            most = sorted(shares, key=lambda pick: -pick[1])[:3]
-            picks = ", ".join(f"layer {layer} ({100 * share:.0f} %)" for layer, share in most if share)
-            lines.append(f"The Decision Maker picks, from {what}: {picks}.")
-    if "agreement" in found["tables"]:
-        agreement, summary = found["tables"]["agreement"]["run"], found["summary"]["run"]
-        share, low, high = (100 * agreement[name][0] for name in ("mean", "low", "high"))
-        r2 = "unknown" if summary["r2"] is None else f"{summary['r2']:.2f}"
-        lines.append(f"They agree on {share:.0f} % [{low:.0f}, {high:.0f}] of the prompts. R^2 of the matrix: {r2}.")
-    return lines
+def files() -> list[str]:
+    """Whatever `lens` may write into its folder."""
+    return ["lens.json", "lens.md", *(f"{name}.{ending}" for name in plots() for ending in ("png", "svg"))]
 
 
 def write(report: Mapping[str, Any], folder: Path) -> list[Path]:

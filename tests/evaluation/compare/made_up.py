@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pivotune.checkpoint import FORMAT
 from pivotune.evaluation.compare import CellName
 from pivotune.evaluation.results import BenchmarkInfo, Evaluation, ItemResult, ItemWriter, Key, write_evaluation
 
@@ -43,9 +44,9 @@ def write_run(
     given = skill if callable(skill) else lambda benchmark, language: skill.get((benchmark, language), 0.0)
     benchmarks = benchmarks or {"likelihood.xnli": ("en", "zh", "vi"), "generation.xquad": ("en", "zh", "vi")}
     folder.mkdir(parents=True, exist_ok=True)
-    recorded = {"format": 1, "method": "sft", "base_model": "base", **(info or {})}
+    recorded = {"format": FORMAT, "objectives": {}, "tensors": [], "base_model": "base", **(info or {})}
     (folder / "pivotune.json").write_text(json.dumps(recorded), encoding="utf-8")
-    model = {"base_model": "base", "method": recorded["method"], "seed": seed}
+    model = {"base_model": "base", "objectives": list(recorded["objectives"]), "seed": seed}
     write_evaluation(
         folder / "evaluation",
         Evaluation(

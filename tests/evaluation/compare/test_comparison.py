@@ -39,8 +39,7 @@ def test_the_baseline_can_be_chosen_by_name_and_by_folder(two: tuple[str, str]) 
 def test_seeds_of_one_run_are_summarised(tmp_path: Path) -> None:
     runs = [str(write_run(tmp_path / "base", {}, draw=50))]
     runs += [
-        str(write_run(tmp_path / f"zh-seed{s}", gain, seed=s, draw=s, info={"method": "both", "seed": s}))
-        for s in (2, 0, 1)
+        str(write_run(tmp_path / f"zh-seed{s}", gain, seed=s, draw=s, info={"steps": 9, "seed": s})) for s in (2, 0, 1)
     ]
     comparison = Comparison(collect(runs))
     assert [entry.name for entry in comparison.entries] == ["base", "zh"]

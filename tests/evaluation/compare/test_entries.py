@@ -20,8 +20,8 @@ from tests.runs import configuration, rows, write_base, write_rows
 
 
 def test_runs_that_differ_in_more_than_the_seed_stay_apart(tmp_path: Path) -> None:
-    a = write_run(tmp_path / "a", {}, seed=0, info={"deep_supervision": {"thinking_weight": 1.0}})
-    b = write_run(tmp_path / "b", {}, seed=1, info={"deep_supervision": {"thinking_weight": 0.5}})
+    a = write_run(tmp_path / "a", {}, seed=0, info={"objectives": {"deep_supervision": {"thinking_weight": 1.0}}})
+    b = write_run(tmp_path / "b", {}, seed=1, info={"objectives": {"deep_supervision": {"thinking_weight": 0.5}}})
     c = write_run(tmp_path / "c", {})
     assert [entry.name for entry in collect([str(a), str(b), str(c)])] == ["a", "b", "c"]
     together = Comparison(collect([f"mine={a},{b}", str(c)]))
@@ -48,12 +48,16 @@ def test_seeds_of_real_runs_are_recognised(tmp_path: Path) -> None:
 
 
 def test_layers_that_each_seed_chose_itself_do_not_part_them(tmp_path: Path) -> None:
-    def write(name: str, seed: int, layer: int, automatic: list[str]) -> str:
-        info = {"deep_supervision": {"conversion_layer": layer, "thinking_layer": 4}, "automatic_layers": automatic}
+    def write(name: str, seed: int, layer: int, *automatic: str) -> str:
+        info = {
+            "objectives": {"deep_supervision": {"conversion_layer": layer, "thinking_layer": 4}},
+            "asked": {"deep_supervision": dict.fromkeys(automatic, "auto")},
+            "found": {"deep_supervision": {"layers": {"conversion_layer": layer}}} if automatic else {},
+        }
         return str(write_run(tmp_path / name, {}, seed=seed, info=info, items=20))
 
-    both = [write("auto-0", 0, 1, ["conversion_layer"]), write("auto-1", 1, 2, ["conversion_layer"])]
-    given = [write("given-2", 2, 1, []), write("given-3", 3, 2, [])]
+    both = [write("auto-0", 0, 1, "conversion_layer"), write("auto-1", 1, 2, "conversion_layer")]
+    given = [write("given-2", 2, 1), write("given-3", 3, 2)]
     assert [entry.name for entry in collect([*both, *given])] == ["auto", "given-2", "given-3"]
 
 

@@ -115,7 +115,12 @@ def test_losses_that_are_no_numbers_are_left_out(small: str, tmp_path: Path) -> 
 
 
 def test_a_damaged_record_of_a_run_is_named(small: str, tmp_path: Path) -> None:
-    for content, problem in {"{": "is not valid JSON", "[]": "holds a list", '{"format": 1}': "method is None"}.items():
+    damaged = {
+        "{": "is not valid JSON",
+        "[]": "holds a list",
+        '{"format": 1}': "an earlier version",
+    }
+    for content, problem in damaged.items():
         Path(small, "pivotune.json").write_text(content)
         with pytest.raises(PivotuneError, match=rf"pivotune\.json.*{problem}"):
             compare([small], output=str(tmp_path / "out"))

@@ -19,7 +19,7 @@ from pivotune.options import names_in, similar
 
 # Of pivotune.json, at any depth: what seeds of one run may differ in.
 _SEEDS_AND_PLACES = {"seed", "data_seed", "output", "output_dir", "logging_dir", "run_name", "resume_from_checkpoint"}
-_RESULTS = {"versions", "terms", "transform_matrix", "layers"}
+_RESULTS = {"versions", "terms", "found"}
 
 
 @dataclass
@@ -163,9 +163,10 @@ def _place(entries: list[Entry], new: Entry) -> None:
 
 
 def _as_asked(info: Mapping[str, Any]) -> dict[str, Any]:
-    """pivotune.json, with `auto` for the layers that the run chose itself."""
-    chosen = dict.fromkeys(info.get("automatic_layers", ()), "auto")
-    return {**info, "deep_supervision": {**info.get("deep_supervision", {}), **chosen}}
+    """pivotune.json, with what was asked for, such as `auto`, where the run settled an option itself."""
+    asked = info.get("asked", {})
+    options = {name: {**settled, **asked.get(name, {})} for name, settled in info.get("objectives", {}).items()}
+    return {**info, "objectives": options}
 
 
 def _stripped(content: Any) -> Any:

@@ -14,17 +14,43 @@ does - the same layer for LC, the last layer for ET.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from pivotune.anatomy import Anatomy
 from pivotune.errors import PivotuneError, check_choice, check_flags, check_number
+from pivotune.lens.rule import paper_layers
 from pivotune.losses import IGNORE, chunked_cross_entropy, cosine_distance, pool_span
-from pivotune.methods.base import Batch, Method, Pass, Wants, pair_rows, unobtrusive
+from pivotune.objectives.base import (
+    Batch,
+    BeforeTraining,
+    Connection,
+    Objective,
+    Pass,
+    Settled,
+    Wants,
+    pair_rows,
+    unobtrusive,
+)
+from pivotune.objectives.deep_supervision.continuation import continue_in_english, english_question
+from pivotune.objectives.deep_supervision.measure import SupervisionMeasure, supervision_figure
+from pivotune.objectives.deep_supervision.settle import automatic, settle_layers
 from pivotune.taps import Tap
+
+CITATION = """@inproceedings{huo2025deep,
+  title     = {Enhancing Non-English Capabilities of English-Centric Large Language Models through Deep Supervision
+               Fine-Tuning},
+  author    = {Huo, Wenshuai and Feng, Xiaocheng and Huang, Yichong and Fu, Chengpeng and Li, Baohang and Ye, Yangfan
+               and Zhang, Zhirui and Tu, Dandan and Tang, Duyu and Lu, Yunfei and Wang, Hui and Qin, Bing},
+  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
+  year      = {2025},
+  note      = {arXiv:2503.01275}
+}"""
 
 Signal = Literal["logits", "feature", "off"]
 TERMS = ("language_conversion", "english_thinking")
@@ -76,47 +102,72 @@ class _Supervised:
         return self.signal == "logits"
 
 
-class DeepSupervision(Method):
-    """Fine-tuning with language conversion at layer i and English thinking at layer j.
+class DeepSupervision(Objective):
+    """Language conversion at layer i and English thinking at layer j.
+
+    In a run with a connection too, the states read from the ordinary pass (feature, position_wise) are those of the
+    connected pass; the extra passes of the teacher-forced logits signal run without a connection. Examples without
+    English take part in the ordinary loss only.
 
     Args:
-        model: a causal LM, possibly wrapped by PEFT.
-        config: the options; every one that the paper leaves open is explicit.
+        options: every one that the paper leaves open is explicit.
+        model: the causal LM.
 
     Raises:
         PivotuneError: a layer outside 1..L, a negative weight, or both terms off.
-
-    Inputs need English counterparts; examples without one take part in the ordinary loss only.
-
-    Example:
-        >>> config = DeepSupervisionConfig(conversion_layer=2, thinking_layer=15)
-        >>> output = DeepSupervision(model, config)(batch)
-        >>> output["loss"].backward(); output["terms"]["english_thinking"]
     """
 
-    def __init__(self, model: nn.Module, config: DeepSupervisionConfig):
-        super().__init__(model)
-        self._supervise(config)
+    name = "deep_supervision"
+    title = "deep supervision"
+    summary = "supervise the question's English at a lower layer and the English answer at a middle one (DFT)"
+    citation = CITATION
+    Options = DeepSupervisionConfig
+    lens_columns = (
+        ("question, nats", "question_nats", 1),
+        ("answer, nats", "answer_nats", 1),
+        ("question, cos", "question_cosine", 1),
+        ("answer, cos", "answer_cosine", 1),
+    )
+    lens_plots = ("supervision",)
 
-    def _supervise(self, config: DeepSupervisionConfig) -> None:
-        self.deep_supervision = config
-        self._supervised = _resolve(config, self.anatomy)
+    def __init__(self, options: DeepSupervisionConfig, model: nn.Module):
+        super().__init__(options, model)
+        self._supervised = _resolve(options, self.anatomy)
 
-    @property
+    @classmethod
+    def on_skeleton(cls, options: DeepSupervisionConfig, model: nn.Module) -> DeepSupervision:
+        numbers: dict[str, Any] = dict.fromkeys(automatic(options), 1)  # any will do
+        return cls(replace(options, **numbers), model)
+
+    @classmethod
+    def needs_english_answer(cls, options: DeepSupervisionConfig) -> str | None:
+        return "deep_supervision.english_thinking: logits" if options.english_thinking == "logits" else None
+
+    @classmethod
+    def remarks(cls, options: DeepSupervisionConfig) -> list[str]:
+        signals = {"conversion": options.language_conversion, "thinking": options.english_thinking}
+        if any(getattr(options, f"{name}_weight") for name, signal in signals.items() if signal != "off"):
+            return []
+        return ["deep_supervision: its weights are 0, so its terms are measured and not trained."]
+
+    @classmethod
+    def settle(cls, options: DeepSupervisionConfig, before: BeforeTraining) -> Settled:
+        return settle_layers(options, before)
+
     def weights(self) -> dict[str, float]:
-        return super().weights | {term.name: term.weight for term in self._supervised}
+        return {term.name: term.weight for term in self._supervised}
 
     def target_wants(self) -> Wants:
         needed = {t.layer for t in self._supervised if not (t.logits and self._teacher_forced)}
-        return super().target_wants() | Wants(hidden=frozenset(needed), gradient=True)
+        return Wants(hidden=frozenset(needed), gradient=True)
 
     def english_wants(self) -> Wants:
         needed = [t for t in self._supervised if not t.logits]
-        gradient = not self.deep_supervision.stop_gradient and any(t.weight for t in needed)
-        return super().english_wants() | Wants(frozenset(t.english_layer for t in needed), gradient=gradient)
+        gradient = not self.options.stop_gradient and any(t.weight for t in needed)
+        return Wants(frozenset(t.english_layer for t in needed), gradient=gradient)
 
-    def auxiliary(self, batch: Batch, target: Pass, english: Pass | None) -> dict[str, Tensor]:
-        sums = super().auxiliary(batch, target, english)
+    def terms(self, batch: Batch, target: Pass, english: Pass | None) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = {}
         for term in self._supervised:
             with unobtrusive(batch["input_ids"].device, active=term.weight == 0):
                 if term.logits:
@@ -126,11 +177,28 @@ class DeepSupervision(Method):
                     sums[term.name] = self._feature_signal(term, batch, target, english)
         return sums
 
-    def auxiliary_counts(self, batch: Batch) -> dict[str, Tensor]:
-        counts = super().auxiliary_counts(batch)
-        for term in self._supervised:
-            counts[term.name] = (self._supervised_tokens(term, batch) if term.logits else pair_rows(batch)[1]).sum()
-        return counts
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {
+            term.name: (self._supervised_tokens(term, batch) if term.logits else pair_rows(batch)[1]).sum()
+            for term in self._supervised
+        }
+
+    @classmethod
+    def marked_layers(cls, options: DeepSupervisionConfig) -> tuple[int, int] | None:
+        suggested = options.conversion_layer, options.thinking_layer
+        return suggested if all(isinstance(layer, int) for layer in suggested) else None  # type: ignore[return-value]
+
+    @classmethod
+    def measure(
+        cls, anatomy: Anatomy, options: DeepSupervisionConfig | None, connection: Connection | None
+    ) -> Callable[[], SupervisionMeasure]:
+        """Of any model: a base too is more or less near to what the objective asks for."""
+        options = options or DeepSupervisionConfig()
+        return lambda: SupervisionMeasure(anatomy, pooling=options.pooling, final_norm=options.final_norm)
+
+    @classmethod
+    def figures(cls, report: Mapping[str, Any], folder: Path) -> list[Path]:
+        return supervision_figure(report, folder / "supervision")
 
     # The strict signal -----------------------------------------------------------------------------------------
 
@@ -140,7 +208,7 @@ class DeepSupervision(Method):
         if self._teacher_forced:
             text = continue_in_english(batch, english_PK)
             with self.anatomy.truncated(term.layer), Tap(self.anatomy, hidden=[term.layer]) as tap:
-                self._decode(text.input_ids, text.attention_mask)
+                self.decode(text.input_ids, text.attention_mask)
             states_ND, token_N = tap.hidden[term.layer][text.pair, text.position], text.token
         else:
             k_1K = torch.arange(english_PK.shape[1], device=english_PK.device)
@@ -151,13 +219,13 @@ class DeepSupervision(Method):
         return chunked_cross_entropy(
             states_ND,
             token_N,
-            lambda h: self.anatomy.frozen_lens(h, final_norm=self.deep_supervision.final_norm),
+            lambda h: self.anatomy.frozen_lens(h, final_norm=self.options.final_norm),
             vocab_size=self.anatomy.vocab_size,
         )
 
     @property
     def _teacher_forced(self) -> bool:
-        return self.deep_supervision.reading == "teacher_forced"
+        return self.options.reading == "teacher_forced"
 
     def _supervised_tokens(self, term: _Supervised, batch: Batch) -> Tensor:
         """How many of each row's English tokens are read: (P,), 0 for the stand-in.
@@ -178,57 +246,15 @@ class DeepSupervision(Method):
 
     def _feature_signal(self, term: _Supervised, batch: Batch, target: Pass, english: Pass) -> Tensor:
         """`1 - cos(h of the English question, h of the target question)`, summed over pairs."""
-        how = self.deep_supervision.pooling
+        how = self.options.pooling
         rows, is_pair = pair_rows(batch)
         own_BD = pool_span(target.hidden[term.layer], batch["question_start"], batch["question_end"], how)
         english_PD = pool_span(
             english.hidden[term.english_layer], batch["english_question_start"], batch["english_question_end"], how
         )
-        if self.deep_supervision.stop_gradient:
+        if self.options.stop_gradient:
             english_PD = english_PD.detach()
         return cosine_distance(english_PD, own_BD[rows], is_pair)
-
-
-class Continuation(NamedTuple):
-    """Target prompts, each followed by its English tokens: what teacher forcing runs and reads (N tokens in all).
-
-    `input_ids`, `attention_mask`: (P, W), right-padded. `pair`, `position`, `token`: (N,) each; the state of row `pair`
-    at `position` is the one that predicts `token`. Rows that are no pair have no tokens here.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    pair: Tensor
-    position: Tensor
-    token: Tensor
-
-
-def continue_in_english(batch: Batch, english_PK: Tensor) -> Continuation:
-    """Each row's target prompt followed by these English tokens, (P, K) padded behind with -100."""
-    rows, is_pair = pair_rows(batch)
-    if not english_PK.shape[1]:  # answers of a batch that has none
-        english_PK = english_PK.new_full((len(rows), 1), IGNORE)
-    prompt_P1 = batch["prompt_length"][rows][:, None]
-    english_length_P1 = (english_PK != IGNORE).sum(dim=1, keepdim=True)
-    width = int((prompt_P1 + english_length_P1).max())
-    position_1W = torch.arange(width, device=english_PK.device)[None, :]
-    prompt_PW = batch["input_ids"][rows].gather(
-        1, position_1W.clamp(max=batch["input_ids"].shape[1] - 1).expand(len(rows), -1)
-    )
-    continued_PW = english_PK.gather(1, (position_1W - prompt_P1).clamp(0, english_PK.shape[1] - 1))
-    mask_PW = position_1W < prompt_P1 + english_length_P1
-    ids_PW = torch.where(position_1W < prompt_P1, prompt_PW, continued_PW)
-    ids_PW = torch.where(mask_PW, ids_PW, 0)  # token 0 stands for padding; the mask hides it
-    pair, k = ((english_PK != IGNORE) & is_pair[:, None]).nonzero(as_tuple=True)
-    return Continuation(ids_PW, mask_PW.long(), pair, prompt_P1[pair, 0] - 1 + k, english_PK[pair, k])
-
-
-def english_question(batch: Batch) -> Tensor:
-    """The tokens of each English question without its template: (P, K), padded with -100."""
-    start, end = batch["english_question_start"][:, None], batch["english_question_end"][:, None]
-    position_PK = start + torch.arange(int((end - start).max()), device=start.device)
-    ids_PK = batch["english_input_ids"].gather(1, position_PK.clamp(max=batch["english_input_ids"].shape[1] - 1))
-    return torch.where(position_PK < end, ids_PK, IGNORE)
 
 
 def _own_positions(name: str, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -239,12 +265,6 @@ def _own_positions(name: str, batch: Batch) -> tuple[Tensor, Tensor]:
     if name == "language_conversion":
         return batch["question_start"], batch["question_end"] - batch["question_start"]
     return batch["prompt_length"] - 1, (batch["labels"] != IGNORE).sum(dim=1)
-
-
-def paper_layers(num_layers: int) -> tuple[int, int]:
-    """The paper's layers, 2 and 15 of LLaMA-2-7B's 32, at the same relative depth of a model with this many layers."""
-    conversion = max(1, round(num_layers * 2 / 32))
-    return conversion, max(conversion, round(num_layers * 15 / 32))
 
 
 def _resolve(config: DeepSupervisionConfig, anatomy: Anatomy) -> tuple[_Supervised, ...]:
@@ -272,6 +292,7 @@ def _resolve(config: DeepSupervisionConfig, anatomy: Anatomy) -> tuple[_Supervis
         terms.append(_Supervised(name, signal, layer, english_layer, float(weight)))
     if not terms:
         raise PivotuneError(
-            "deep_supervision: language_conversion and english_thinking are both off. Turn one on, or use method: sft."
+            "deep_supervision: language_conversion and english_thinking are both off. Turn one on, or leave the "
+            "section out for plain fine-tuning."
         )
     return tuple(terms)

@@ -15,7 +15,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     checkpoint_wrapper,
 )
 
-from pivotune.methods import SFT, CCTuning, CCTuningConfig, ConnectedSupervision, DeepSupervision, DeepSupervisionConfig
+from pivotune.method import Method
+from pivotune.objectives import CCTuningConfig, DeepSupervisionConfig
 from tests.batches import collate, random_batch, random_examples, singles, without_labels
 from tests.families import tiny
 from tests.reference.compare import assert_gradients, gradients
@@ -26,23 +27,19 @@ FEATURE = dict(language_conversion="feature", english_thinking="feature")
 
 
 def _supervised(**options):
-    return lambda model: DeepSupervision(model, DeepSupervisionConfig(**LAYERS, **options))
+    return lambda model: Method(model, [DeepSupervisionConfig(**LAYERS, **options)])
 
 
 def _connected(**options):
-    return lambda model: CCTuning(model, CCTuningConfig(**options))
+    return lambda model: Method(model, [CCTuningConfig(**options)])
 
 
 def _both(supervision: dict, connection: dict):
-    return lambda model: ConnectedSupervision(
-        model,
-        deep_supervision=DeepSupervisionConfig(**LAYERS, **supervision),
-        cc_tuning=CCTuningConfig(**connection),
-    )
+    return lambda model: Method(model, [DeepSupervisionConfig(**LAYERS, **supervision), CCTuningConfig(**connection)])
 
 
 METHODS = {
-    "sft": SFT,
+    "sft": Method,
     "logits": _supervised(),
     "position_wise": _supervised(reading="position_wise"),
     "feature": _supervised(**FEATURE),
@@ -59,8 +56,8 @@ every_method = pytest.mark.parametrize("name", METHODS)
 def build(name: str, model=None):
     torch.manual_seed(0)
     method = METHODS[name](tiny("llama") if model is None else model)
-    if hasattr(method, "decision_maker"):
-        torch.nn.init.normal_(method.decision_maker.weight, std=0.3)
+    if "cc_tuning" in method.objectives:
+        torch.nn.init.normal_(method.objectives["cc_tuning"].decision_maker.weight, std=0.3)
     return method
 
 
@@ -256,7 +253,7 @@ def test_bfloat16_weights(name):
     torch.testing.assert_close(output["loss"], exact["loss"], rtol=0.02, atol=0)
     actual, expected = gradients(output["loss"], method), gradients(exact["loss"], twin)
     for grads in (actual, expected):  # without noise the choice is a plain argmax
-        grads.pop("decision_maker.weight", None)
+        grads.pop("objectives.cc_tuning.decision_maker.weight", None)
     assert_alike(actual, expected, 0.2)
 
 
@@ -300,7 +297,7 @@ def test_a_full_batch_reaches_every_parameter(name):
 @pytest.mark.parametrize("name", ["logits", "position_wise", "feature", "both_feature"])
 def test_no_english_is_plain_fine_tuning(name):
     method, batch = build(name), random_batch(12, [False] * 3)
-    assert torch.equal(method(batch)["loss"], SFT(method.model)(batch)["loss"])
+    assert torch.equal(method(batch)["loss"], Method(method.model)(batch)["loss"])
 
 
 # Cost ----------------------------------------------------------------------------------------------------------------
@@ -418,8 +415,10 @@ def test_method_survives_a_deepcopy(name):
         batch = random_batch(15)
         assert twin(batch)["loss"] != method(batch)["loss"]
         fresh = build(name, twin.model).eval()
-        if hasattr(fresh, "decision_maker"):
-            fresh.decision_maker.load_state_dict(method.decision_maker.state_dict())
+        if "cc_tuning" in fresh.objectives:
+            fresh.objectives["cc_tuning"].decision_maker.load_state_dict(
+                method.objectives["cc_tuning"].decision_maker.state_dict()
+            )
         assert torch.equal(twin(batch)["loss"], fresh(batch)["loss"])
 
 

@@ -9,17 +9,17 @@ from babel import Locale
 from babel.localedata import locale_identifiers
 from fontTools.ttLib import TTFont
 
+from pivotune import plotting
 from pivotune.lab.templates import QUESTIONS, SCAFFOLD, STATEMENTS
 from pivotune.lab.world import World
-from pivotune.lens import plots
-from pivotune.lens.plots import LEFT_TO_RIGHT, SHIPPED_FONT, drawable, language_name, new_figure, new_panels, save
+from pivotune.plotting import LEFT_TO_RIGHT, SHIPPED_FONT, drawable, language_name, new_figure, new_panels, save
 
 
 def ink(text: str) -> np.ndarray:
     """Which pixels of the drawn text are dark: (height, width), cut to the text."""
     figure, axes = new_figure(8, 2)
     axes.set_axis_off()
-    axes.text(0.5, 0.5, text, fontsize=40, ha="center", va="center", fontfamily=plots._fonts())
+    axes.text(0.5, 0.5, text, fontsize=40, ha="center", va="center", fontfamily=plotting._fonts())
     figure.canvas.draw()
     dark = np.asarray(figure.canvas.buffer_rgba())[..., 0] < 128  # type: ignore[attr-defined]
     rows, columns = np.flatnonzero(dark.any(axis=1)), np.flatnonzero(dark.any(axis=0))
@@ -49,7 +49,7 @@ def test_languages_by_name(code: str, expected: str) -> None:
 
 
 def test_a_name_that_no_font_can_write_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "_characters", lambda: frozenset(map(ord, "中文 ")))
+    monkeypatch.setattr(plotting, "_characters", lambda: frozenset(map(ord, "中文 ")))
     assert language_name("zh") == "中文 · Chinese"
     assert language_name("th") == "Thai"
 
@@ -115,10 +115,10 @@ def test_the_shipped_font_is_named_apart_and_licensed() -> None:
 
 
 def test_full_fonts_come_before_the_shipped_one() -> None:
-    order = plots.FONTS.index("Pivotune CJK")
+    order = plotting.FONTS.index("Pivotune CJK")
     chinese = ("Noto Sans CJK SC", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei", "SimHei")
-    assert all(plots.FONTS.index(name) < order for name in chinese)
-    assert "Pivotune CJK" in plots._fonts()
+    assert all(plotting.FONTS.index(name) < order for name in chinese)
+    assert "Pivotune CJK" in plotting._fonts()
 
 
 def test_the_same_figure_is_the_same_file(tmp_path: Path) -> None:

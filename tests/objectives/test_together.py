@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pivotune.methods import CCTuning, CCTuningConfig, ConnectedSupervision, DeepSupervisionConfig
+from pivotune.method import Method
+from pivotune.objectives import CCTuningConfig, DeepSupervisionConfig
 from tests.batches import random_batch
 from tests.families import tiny
 from tests.reference.cc_tuning import gumbel_noise, training_connections
@@ -30,14 +31,10 @@ CONNECTION = {
 }
 
 
-def both(model, supervision: dict, connection: dict, **weights: float) -> ConnectedSupervision:
+def both(model, supervision: dict, connection: dict, **weights: float) -> Method:
     torch.manual_seed(0)
-    method = ConnectedSupervision(
-        model,
-        deep_supervision=DeepSupervisionConfig(**LAYERS, **supervision, **weights),
-        cc_tuning=CCTuningConfig(**connection),
-    )
-    torch.nn.init.normal_(method.decision_maker.weight, std=0.3)
+    method = Method(model, [DeepSupervisionConfig(**LAYERS, **supervision, **weights), CCTuningConfig(**connection)])
+    torch.nn.init.normal_(method.objectives["cc_tuning"].decision_maker.weight, std=0.3)
     return method
 
 
@@ -50,7 +47,7 @@ def test_parity(supervision, connection):
     output = method(batch)
     actual = gradients(output["loss"], method)
 
-    weight = method.decision_maker.weight
+    weight = method.objectives["cc_tuning"].decision_maker.weight
     torch.manual_seed(7)
     noise = gumbel_noise(len(batch["pair_row"]), len(weight))
     connections = training_connections(method.model, weight, batch, noise=noise, **connection)
@@ -67,8 +64,10 @@ def test_weight_zero_is_cc_tuning_bit_for_bit(supervision, connection):
     zero = both(
         tiny("llama", attention_dropout=0.1), supervision, connection, conversion_weight=0.0, thinking_weight=0.0
     ).train()
-    alone = CCTuning(tiny("llama", attention_dropout=0.1), CCTuningConfig(**connection)).train()
-    alone.decision_maker.load_state_dict(zero.decision_maker.state_dict())
+    alone = Method(tiny("llama", attention_dropout=0.1), [CCTuningConfig(**connection)]).train()
+    alone.objectives["cc_tuning"].decision_maker.load_state_dict(
+        zero.objectives["cc_tuning"].decision_maker.state_dict()
+    )
     results = []
     for method in (alone, zero):
         torch.manual_seed(7)

@@ -9,8 +9,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from pivotune.errors import PivotuneError
-from pivotune.methods import SFT, DeepSupervision, DeepSupervisionConfig
-from pivotune.methods import deep_supervision as module
+from pivotune.method import Method
+from pivotune.objectives import DeepSupervisionConfig
+from pivotune.objectives.deep_supervision import objective as module
 from tests.batches import Example, Text, collate, random_batch, without_labels
 from tests.families import FAMILIES, tiny
 from tests.reference.compare import assert_gradients, assert_terms, gradients, loss_of
@@ -41,7 +42,7 @@ def every_combination() -> list[dict]:
 
 def assert_parity(model, batch, options: dict, rtol: float, weights: tuple[float, float] = (1.0, 1.0)) -> None:
     config = DeepSupervisionConfig(conversion_weight=weights[0], thinking_weight=weights[1], **options)
-    method = DeepSupervision(model, config)
+    method = Method(model, [config])
     output = method(batch)
     expected = deep_supervision(model, batch, **options)
     expected_loss = loss_of(expected, dict(zip(TERMS, weights, strict=True)))
@@ -106,7 +107,7 @@ def test_texts_of_very_different_length(reading):
     )
     model = tiny("llama")
     assert_parity(model, batch, LAYERS | dict(reading=reading), rtol=1e-9)
-    counts = DeepSupervision(model, DeepSupervisionConfig(**LAYERS, reading=reading)).counts(batch)
+    counts = Method(model, [DeepSupervisionConfig(**LAYERS, reading=reading)]).counts(batch)
     expected = (50 + 2, 30 + 1) if reading == "teacher_forced" else (2 + 2, 1 + 1)
     assert (int(counts["language_conversion"]), int(counts["english_thinking"])) == expected
 
@@ -128,7 +129,7 @@ def test_no_pair_of_the_batch_has_an_english_answer(reading):
     texts = [Text([3, 4, 50, 51], (1, 4), [80, 81]), Text([3, 4, 52], (1, 3), [82])]
     batch = collate([Example(text, Text([5, 60, 61], (1, 3), [])) for text in texts])
     bare = {**batch, "english_answer_ids": batch["english_answer_ids"][:, :0]}
-    method = DeepSupervision(tiny("llama"), DeepSupervisionConfig(**LAYERS, reading=reading))
+    method = Method(tiny("llama"), [DeepSupervisionConfig(**LAYERS, reading=reading)])
     output = method(bare)
     assert output["terms"]["english_thinking"].sum == 0.0 and int(output["terms"]["english_thinking"].count) == 0
     assert torch.equal(output["loss"], method(batch)["loss"])
@@ -141,7 +142,7 @@ def test_the_english_questions_are_built_once_per_step(monkeypatch, reading):
     built = []
     original = module.english_question
     monkeypatch.setattr(module, "english_question", lambda batch: built.append(1) or original(batch))
-    method = DeepSupervision(tiny("llama"), DeepSupervisionConfig(**LAYERS, reading=reading))
+    method = Method(tiny("llama"), [DeepSupervisionConfig(**LAYERS, reading=reading)])
     method.counts(random_batch())
     assert not built
     method(random_batch())
@@ -162,7 +163,7 @@ def test_masked_labels_leave_the_teacher_forced_terms_alone():
 def test_no_gradient_to_head_or_norm_through_the_logits_signal(reading, final_norm, layer):
     model = tiny("llama")
     config = DeepSupervisionConfig(conversion_layer=layer, thinking_layer=layer, reading=reading, final_norm=final_norm)
-    method = DeepSupervision(model, config)
+    method = Method(model, [config])
     for name in TERMS:
         method.zero_grad(set_to_none=True)
         method(random_batch())["terms"][name].sum.backward()
@@ -190,7 +191,7 @@ def test_the_english_side_moves_only_if_asked(name, pooling, stop_gradient):
     model = tiny("llama")
     options = LAYERS | dict(language_conversion="feature", english_thinking="feature", pooling=pooling)
     config = DeepSupervisionConfig(stop_gradient=stop_gradient, **options)
-    DeepSupervision(model, config)(batch)["terms"][name].sum.backward()
+    Method(model, [config])(batch)["terms"][name].sum.backward()
     moved = set(model.model.embed_tokens.weight.grad.abs().sum(dim=1).nonzero().flatten().tolist())
     assert moved & {10, 11, 12, 13, 14}
     assert bool(moved & {60, 61, 62, 63, 64}) is not stop_gradient
@@ -224,7 +225,7 @@ def test_weight_zero_is_plain_fine_tuning_bit_for_bit(build, case, checkpointing
     """Two steps, with dropout: the losses, the gradients, and the random numbers left for the next step."""
     zero = DeepSupervisionConfig(conversion_weight=0.0, thinking_weight=0.0, **LAYERS, **ZERO_WEIGHT_CASES[case])
     results = []
-    for wrap in (SFT, lambda model: DeepSupervision(model, zero)):
+    for wrap in (Method, lambda model: Method(model, [zero])):
         method = wrap(build()).train()
         if checkpointing:
             method.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -246,7 +247,7 @@ def test_weight_zero_is_plain_fine_tuning_bit_for_bit(build, case, checkpointing
 def test_one_weight_zero_measures_that_term_and_trains_on_the_other():
     model = tiny("llama")
     batch, options = random_batch(), dict(LAYERS)
-    output = DeepSupervision(model, DeepSupervisionConfig(conversion_weight=0.0, **options))(batch)
+    output = Method(model, [DeepSupervisionConfig(conversion_weight=0.0, **options)])(batch)
     expected = deep_supervision(model, batch, **options)
     assert_terms(output["terms"], expected, 1e-9)
     assert_gradients(
@@ -268,17 +269,17 @@ def test_one_weight_zero_measures_that_term_and_trains_on_the_other():
         (dict(pooling="max"), ["deep_supervision.pooling", "'max'", "last_token"]),
         (dict(conversion_weight=-1.0), ["deep_supervision.conversion_weight", "-1.0"]),
         (dict(thinking_weight=float("nan")), ["deep_supervision.thinking_weight", "nan"]),
-        (dict(language_conversion="off", english_thinking="off"), ["off", "sft"]),
+        (dict(language_conversion="off", english_thinking="off"), ["off", "plain fine-tuning"]),
     ],
     ids=lambda value: "-".join(map(str, value)),
 )
 def test_bad_options_are_named(options, words):
     with pytest.raises(PivotuneError) as caught:
-        DeepSupervision(tiny("llama"), DeepSupervisionConfig(**(LAYERS | options)))
+        Method(tiny("llama"), [DeepSupervisionConfig(**(LAYERS | options))])
     for word in words:
         assert word in str(caught.value)
 
 
 def test_the_layer_of_a_term_that_is_off_does_not_matter():
     config = DeepSupervisionConfig(language_conversion="off", conversion_layer=None, thinking_layer=2)
-    assert set(DeepSupervision(tiny("llama"), config)(random_batch())["terms"]) == {"lm", "english_thinking"}
+    assert set(Method(tiny("llama"), [config])(random_batch())["terms"]) == {"lm", "english_thinking"}

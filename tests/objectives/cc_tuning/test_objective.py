@@ -7,7 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from pivotune.errors import PivotuneError
-from pivotune.methods import SFT, CCTuning, CCTuningConfig
+from pivotune.method import Method
+from pivotune.objectives import CCTuning, CCTuningConfig
 from tests.batches import random_batch
 from tests.families import FAMILIES, tiny
 from tests.reference.cc_tuning import cc_tuning, gumbel_noise, training_connections
@@ -19,8 +20,8 @@ SEED = 5
 def connected(model, **options) -> CCTuning:
     """The method with a Decision Maker whose scores differ by more than the noise hides."""
     torch.manual_seed(0)
-    method = CCTuning(model, CCTuningConfig(**options))
-    torch.nn.init.normal_(method.decision_maker.weight, std=0.3)
+    method = Method(model, [CCTuningConfig(**options)])
+    torch.nn.init.normal_(method.objectives["cc_tuning"].decision_maker.weight, std=0.3)
     return method
 
 
@@ -30,14 +31,14 @@ def assert_training_parity(method: CCTuning, batch, options: dict, rtol: float) 
     output = method(batch)
     actual = gradients(output["loss"], method)
 
-    weight = method.decision_maker.weight
+    weight = method.objectives["cc_tuning"].decision_maker.weight
     torch.manual_seed(SEED)
     noise = gumbel_noise(len(batch["pair_row"]), weight.shape[0], weight.dtype)
     expected = cc_tuning(method.model, weight, batch, noise=noise, **options)
     assert_terms(output["terms"], expected, rtol)
     assert {name: int(n) for name, n in method.counts(batch).items()} == {"lm": expected["lm"][1]}
     assert_gradients(actual, gradients(loss_of(expected), method), rtol)
-    assert actual["decision_maker.weight"].any()
+    assert actual["objectives.cc_tuning.decision_maker.weight"].any()
 
 
 OPTIONS = {
@@ -89,7 +90,7 @@ def test_evaluation_has_no_noise(case):
     with torch.no_grad():
         output = method(batch)
         assert torch.equal(method(batch)["loss"], output["loss"])
-        expected = cc_tuning(method.model, method.decision_maker.weight, batch, **OPTIONS[case])
+        expected = cc_tuning(method.model, method.objectives["cc_tuning"].decision_maker.weight, batch, **OPTIONS[case])
     assert torch.equal(torch.get_rng_state(), random_state)
     assert_terms(output["terms"], expected, 1e-9)
 
@@ -98,7 +99,7 @@ def test_training_noise_moves_the_choice():
     """Over many draws each layer is chosen about as often as the softmax of the scores says."""
     method = connected(tiny("llama")).train()
     v, e = torch.randn(1, 4, 32, dtype=torch.float64), torch.randn(1, 32, dtype=torch.float64)
-    maker, draws = method.decision_maker, 2000
+    maker, draws = method.objectives["cc_tuning"].decision_maker, 2000
     with torch.no_grad():
         maker.weight *= 0.2
         expected = torch.softmax(maker.weight @ (v[0] + e).mean(dim=0), dim=0)
@@ -115,12 +116,12 @@ def test_the_connection_matters_and_only_where_there_is_english():
     """Guards the tests above: the reference's picks are large enough to move the loss."""
     method, batch = connected(tiny("llama")).eval(), random_batch()
     with torch.no_grad():
-        picks = training_connections(method.model, method.decision_maker.weight, batch)
+        picks = training_connections(method.model, method.objectives["cc_tuning"].decision_maker.weight, batch)
         assert sorted(picks) == batch["pair_row"].tolist()
         assert all(pick.vector.norm() > 0.5 for pick in picks.values())
-        assert abs(method(batch)["loss"] - SFT(method.model)(batch)["loss"]) > 1e-3
+        assert abs(method(batch)["loss"] - Method(method.model)(batch)["loss"]) > 1e-3
         unpaired = random_batch(0, [False] * 4)
-        assert torch.equal(method(unpaired)["loss"], SFT(method.model)(unpaired)["loss"])
+        assert torch.equal(method(unpaired)["loss"], Method(method.model)(unpaired)["loss"])
 
 
 @pytest.mark.parametrize("english_gradient", [True, False])
@@ -132,13 +133,13 @@ def test_the_english_pass_trains_only_if_asked(english_gradient):
     method(batch)["loss"].backward()
     rows = method.model.model.embed_tokens.weight.grad[sorted(english)]
     assert english and bool(rows.any()) is english_gradient
-    assert method.decision_maker.weight.grad.any()
+    assert method.objectives["cc_tuning"].decision_maker.weight.grad.any()
 
 
 @pytest.mark.parametrize("selection", ["hard", "soft"])
 @pytest.mark.parametrize("training", [True, False])
 def test_shares_are_what_the_pick_is_mixed_of(selection, training):
-    maker = connected(tiny("llama"), selection=selection).decision_maker.train(training)
+    maker = connected(tiny("llama"), selection=selection).objectives["cc_tuning"].decision_maker.train(training)
     v, e = torch.randn(7, 4, 32, dtype=torch.float64), torch.randn(7, 32, dtype=torch.float64)
     torch.manual_seed(SEED)
     shares = maker.shares(v, e)
@@ -146,15 +147,19 @@ def test_shares_are_what_the_pick_is_mixed_of(selection, training):
     torch.testing.assert_close(maker(v, e), (shares[..., None] * v).sum(dim=1), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(shares.sum(dim=1), torch.ones(7, dtype=torch.float64), rtol=1e-12, atol=0)
     assert shares.dtype == torch.float64 and shares.requires_grad is (training or selection == "soft")
-    low = connected(tiny("llama", dtype=torch.bfloat16), selection=selection).decision_maker.train(training)
+    low = (
+        connected(tiny("llama", dtype=torch.bfloat16), selection=selection)
+        .objectives["cc_tuning"]
+        .decision_maker.train(training)
+    )
     assert low.shares(v.bfloat16(), e.bfloat16()).dtype == torch.float32
 
 
 def test_decision_maker_is_a_linear_layer_without_bias():
     method = connected(tiny("llama", dtype=torch.float32))
-    assert [name for name, _ in method.decision_maker.named_parameters()] == ["weight"]
-    assert method.decision_maker.weight.shape == (4, 32)
-    assert set(method.extra_state()) == {"decision_maker.weight"}
+    assert [name for name, _ in method.objectives["cc_tuning"].decision_maker.named_parameters()] == ["weight"]
+    assert method.objectives["cc_tuning"].decision_maker.weight.shape == (4, 32)
+    assert set(method.own_tensors()) == {"objectives.cc_tuning.decision_maker.weight"}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +178,6 @@ def test_decision_maker_is_a_linear_layer_without_bias():
 )
 def test_bad_options_are_named(options, words):
     with pytest.raises(PivotuneError) as caught:
-        CCTuning(tiny("llama"), CCTuningConfig(**options))
+        Method(tiny("llama"), [CCTuningConfig(**options)])
     for word in words:
         assert word in str(caught.value)
