@@ -475,7 +475,12 @@ def test_the_overview_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["generate", "--help"], ["generate", "BASE", "a", "b", "--max_new_tokens", "1"]]
+    "arguments",
+    [
+        [],
+        pytest.param(["generate", "--help"], marks=pytest.mark.slow),
+        pytest.param(["generate", "BASE", "a", "b", "--max_new_tokens", "1"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_closed_pipe_ends_a_command_quietly(arguments: list[str], tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")

@@ -330,7 +330,7 @@ def test_a_full_disk_keeps_what_was_made(
     assert generate(**options) == expected
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", ["SIGKILL", "SIGTERM"])
 def test_a_killed_call_goes_on(base: Path, tmp_path: Path, sent: str) -> None:
     options = answer_options(base, tmp_path, max_new_tokens=60)

@@ -389,6 +389,10 @@ def test_a_system_prompt_is_the_first_turn(field: str) -> None:
         ),
         ({**SIDES, "Unnamed: 0": None}, []),
         ({**SIDES, "output": 42}, ["a number in 'output', read as text"]),
+        (
+            {**SIDES, "language_code": "zho", "lang": "Zhongwen"},
+            ["a field 'lang' that was not read", "language 'zho', read as 'zh'"],
+        ),
         ({**SIDES, "language": "zho_Hans"}, ["language 'zho_Hans', read as 'zh'"]),
         ({**SIDES, "instruction_en": "Ask"}, ["an English side without an answer"]),
         ({**SIDES, "instruction_en": "", "output_en": " "}, ["an empty English side, read as none"]),
@@ -468,4 +472,4 @@ def test_no_row_is_read_in_silence(name: str, more: dict[str, Any]) -> None:
     added = [key for key in more if key not in SHAPES[name] and more[key] is not None and key != "id"]
     assert example.text.question.startswith("问")
     for key in added:
-        assert f"a field '{key}' that was not read" in notes or key in ("input", "context", "system")
+        assert f"a field '{key}' that was not read" in notes or key in ("input", "context", "system", "lang")

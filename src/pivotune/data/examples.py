@@ -307,10 +307,14 @@ def _layout(side: _Side, row: Mapping[str, Any], reading: _Reading) -> tuple[str
     used = [layout for layout in _LAYOUTS if any(name in side.values for name in layout)]
     if not used:
         found = ", ".join(map(repr, row)) or "nothing"
-        texts = [key for key, value in row.items() if isinstance(value, str) and key not in _LANGUAGE_NAMES][:2]
+        free = [name for name, value in row.items() if isinstance(value, str) and name not in ("id", *_LANGUAGE_NAMES)]
+        texts = [name for name in free if not _english_name(name)]
         fix = f"give {_CHOICES}"
-        if len(texts) == 2:
-            fix += f", or say which fields they are: {reading.option}: {{{texts[0]}: instruction, {texts[1]}: output}}"
+        if texts:
+            named = ", ".join(
+                f"{theirs}: {ours}" for theirs, ours in zip(texts, ("instruction", "output"), strict=False)
+            )
+            fix += f", or say which fields they are: {reading.option}: {{{named}}}"
         raise DataError(reading.where, "missing field", f"no question and answer, the row holds {found}", fix)
     if len(used) > 1:
         shown = [next(side.shown[name] for name in layout if name in side.shown) for layout in used]
@@ -332,15 +336,17 @@ def _layout(side: _Side, row: Mapping[str, Any], reading: _Reading) -> tuple[str
 
 def _language(common: Mapping[str, Any], default: str | None, reading: _Reading) -> str:
     tags: dict[str, str] = {}
-    problems = []
+    problems: dict[str, str] = {}
     for key in _LANGUAGE_NAMES:
         if key in common:
             try:
                 tags[key] = read_language(common[key])
             except ValueError as error:
-                problems.append((f"field '{key}' is {_show(common[key])}", str(error)))
+                problems[key] = str(error)
     if problems and not tags:
-        raise DataError(reading.where, "wrong language", *problems[0])
+        key, advice = next(iter(problems.items()))
+        raise DataError(reading.where, "wrong language", f"field '{key}' is {_show(common[key])}", advice)
+    reading.notes.extend(f"a field '{key}' that was not read" for key in problems)
     if not tags:
         if default is None and reading.answered:
             fix = "add a code such as zh, vi, ar or en, or set data.language for all rows without one"
