@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from babel import Locale
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pivotune.data.examples import is_among, is_english
@@ -80,12 +80,11 @@ def test_regions_belong_to_their_language() -> None:
 CODES = st.sampled_from(sorted(Locale("en").languages))
 
 
-@given(CODES)
-def test_every_english_name_is_its_code(code: str) -> None:
-    name = Locale("en").languages[code]
-    assume(len(name) > 3)  # Asu is the name of asa, and asu another language: codes win
-    named = read_language(name)
-    assert named.split("-")[0] == read_language(code).split("-")[0]
+def test_every_english_name_is_its_code() -> None:
+    # Asu is the name of asa, and asu another language: of two or three letters, codes win.
+    names = {name: code for code, name in Locale("en").languages.items() if len(name) > 3}
+    names.pop("Modern Standard Arabic")  # of the whole world, says CLDR (ar-001): plain Arabic here
+    assert {name: read_language(name) for name in names} == {name: read_language(code) for name, code in names.items()}
 
 
 @given(CODES | st.from_regex(r"\A[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,3}\Z") | st.text(max_size=20))

@@ -77,6 +77,8 @@ def is_english(language: str) -> bool:
 def _read(value: str) -> str:
     bare = re.sub(r"\.[\w-]+$", "", value.strip())  # without what POSIX puts behind: zh_CN.UTF-8
     primary, *subtags = re.split("[-_]", bare)
+    if subtags and value.strip().casefold() in _names():  # Oji-Cree is a name; Asu is one too, but codes go first
+        return _named(value.strip())
     if re.fullmatch("[A-Za-z]{2,3}", primary) and all(re.fullmatch("[A-Za-z0-9]{1,8}", one) for one in subtags):
         return _from_code(primary.lower(), subtags)
     return _named(value.strip())
