@@ -105,15 +105,15 @@ def test_the_script_writes_over_nothing(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "config.json").read_text() == "mine"
 
 
-def test_training_is_deterministic_and_lowers_the_loss(world):
+def test_training_is_deterministic_and_lowers_the_loss(world):  # a step costs seconds: Muon, in bfloat16
     tokenizer = base.train_tokenizer(world)
-    rows = next(base.batches(stream(pools(world), 0), tokenizer))[:4]
-    assert rows.shape == (4, base.LENGTH)
+    rows = next(base.batches(stream(pools(world), 0), tokenizer))[:1]
+    assert rows.shape == (1, base.LENGTH)
     assert (rows[:, 0] == tokenizer.bos_token_id).all()
 
     def trained() -> torch.nn.Module:
         model = base.new_model(tokenizer, 0)
-        base.train(model, iter([rows] * 5), 5)
+        base.train(model, iter([rows] * 2), 2)
         return model
 
     once, twice = trained(), trained()
