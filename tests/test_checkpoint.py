@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pivotune import checkpoint
@@ -28,12 +29,14 @@ from pivotune.checkpoint import (
     UNFINISHED,
     check_apart,
     check_files,
+    check_model,
     check_output,
     check_state,
     load_run,
     open_model,
     read_info,
     remove_old_checkpoints,
+    write_json,
     written_at_once,
 )
 from pivotune.errors import PivotuneError
@@ -218,6 +221,21 @@ def test_a_lost_base_model_is_named(runs: dict, tmp_path: Path) -> None:
     (run / INFO).write_text(json.dumps({**info, "base_model": "/no/such/model"}))
     with pytest.raises(PivotuneError, match="/no/such/model: no such folder"):
         load_run(run)
+
+
+def test_an_adapter_of_another_state_of_its_base_is_refused(runs: dict, base: Path, tmp_path: Path) -> None:
+    """Put into other weights, it would answer without sense, and without a word."""
+    run, moved = copied(runs["cc_tuning", 4], tmp_path / "run"), copied(base, tmp_path / "moved")
+    info = json.loads((run / INFO).read_text())
+    write_json(run / INFO, {**info, "base_model": str(moved)})
+    load_run(run)
+    weights = load_file(moved / "model.safetensors")
+    save_file({name: value * 1.5 for name, value in weights.items()}, moved / "model.safetensors", {"format": "pt"})
+    for opens in (load_run, check_model):
+        with pytest.raises(PivotuneError, match=r"another state of .*moved \(base_digest of pivotune\.json\)"):
+            opens(run)
+    write_json(run / INFO, {**info, "base_model": str(moved), "base_digest": None})  # of an older version
+    load_run(run)
 
 
 def test_an_interrupted_save_leaves_the_old_run(runs: dict, tmp_path: Path) -> None:

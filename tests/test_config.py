@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from transformers import TrainingArguments
@@ -24,6 +26,7 @@ from pivotune.config import (
 )
 from pivotune.errors import PivotuneError
 from pivotune.objectives import OBJECTIVES
+from pivotune.training import train
 from tests.runs import LAYERS, METHODS, configuration, rows, write_base, write_rows
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -150,3 +153,21 @@ def test_the_example_of_the_documentation(base: Path, data: Path, tmp_path: Path
 def test_bfloat16_is_off_on_the_cpu_unless_asked_for() -> None:
     assert TrainingOptions(use_cpu=True).bf16 is False
     assert TrainingOptions(use_cpu=True, bf16=True).bf16 is True
+
+
+def test_numbers_of_numpy_are_numbers(base: Path, data: Path, tmp_path: Path) -> None:
+    """As from a sweep over np.logspace; PEFT and JSON know only Python's."""
+    config = configuration(base, data, tmp_path / "run", "deep_supervision", lora=np.int64(2), max_steps=np.int32(1))
+    config.training.learning_rate = np.float32(0.01)
+    config.objectives = [replace(LAYERS, conversion_layer=np.int64(1), thinking_weight=np.float32(0.5))]
+    load_run(train(config))
+    info = json.loads((tmp_path / "run" / INFO).read_text())
+    assert info["lora"]["r"] == 2 and info["objectives"]["deep_supervision"]["thinking_weight"] == 0.5
+    assert info["training"]["max_steps"] == 1
+
+
+def test_a_revision_of_ones_own_files(base: Path, data: Path, tmp_path: Path) -> None:
+    config = configuration(base, data, tmp_path / "run")
+    config.model.revision = "v2"
+    with pytest.raises(PivotuneError, match=r"model\.revision: got 'v2', which has no effect on files of yours"):
+        train(config)

@@ -28,9 +28,9 @@ from transformers import (
 from pivotune import checkpoint, cli, training
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import anatomy_of, load_run, open_config, open_model, open_tokenizer
+from pivotune.digests import base_digest
 from pivotune.errors import PivotuneError
 from pivotune.evaluation.evaluate import _fingerprint
-from pivotune.resume import base_digest
 from tests.gguf_file import write_gguf
 from tests.runs import configuration, rows, same, write_base, write_rows
 
@@ -164,6 +164,7 @@ WRONG: list[tuple[Callable[[Path, Path], Path | str], str]] = [
     (empty, "empty: is neither a run of Pivotune (pivotune.json is missing) nor a model (config.json)."),
     (beside_a_gguf, "nor a model (config.json). Give its GGUF file, {folder}/quantised/q4.gguf."),
     (no_gguf, "q4.gguf: no such folder"),
+    (lambda base, folder: "data/train.jsonl", "data/train.jsonl: no such folder; there is no data."),
     (damaged_gguf, "damaged.gguf: "),
     (impossible, "no such folder, and no model that the hub gives"),
     (with_blanks, "my models/llama: no such folder"),

@@ -108,6 +108,11 @@ def test_lists_on_the_command_line(words: tuple[str, ...]) -> None:
         assert said(kind, *words) == ["zh", "vi"]
 
 
+def test_a_name_that_is_given_twice_in_one_mapping() -> None:
+    with pytest.raises(PivotuneError, match="command line:1: a is set a second time"):
+        from_words(["{a: 1, a: 2}"], dict)
+
+
 def test_a_file_whose_name_has_a_comma(tmp_path: Path) -> None:
     file = tmp_path / "a, b.jsonl"
     file.touch()
@@ -183,6 +188,7 @@ def test_anchors_dots_and_empty_groups(tmp_path: Path) -> None:
         ("? [a, b]\n: c", "a.yaml:1: an option's name is one word"),
         ("a: 1\n---\nb: 2", "is not valid YAML"),
         ("output: [", "is not valid YAML"),
+        ('output: "a\\0b"', "a.yaml:1: holds a NUL"),
         ("output: é".encode("latin-1"), "a.yaml:1: is not text in UTF-8"),
         (b"output: \x00", "is not valid YAML"),
     ],

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from babel.localedata import locale_identifiers
 from fontTools.ttLib import TTFont
 
 from pivotune import plotting
+from pivotune.errors import PivotuneError
 from pivotune.lab.templates import QUESTIONS, SCAFFOLD, STATEMENTS
 from pivotune.lab.world import World
 from pivotune.plotting import LEFT_TO_RIGHT, SHIPPED_FONT, drawable, language_name, new_figure, new_panels, save
@@ -130,3 +133,16 @@ def test_the_same_figure_is_the_same_file(tmp_path: Path) -> None:
         assert [file.name for file in files] == ["plot.png", "plot.svg"]
     for ending in ("png", "svg"):
         assert (tmp_path / "a" / f"plot.{ending}").read_bytes() == (tmp_path / "b" / f"plot.{ending}").read_bytes()
+
+
+def test_a_plot_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plot.png").write_bytes(b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PivotuneError, match=r"plot\.png: cannot be written: No space left on device"):
+        save(new_panels(1, 1, 2, 2)[0], tmp_path / "plot")
+    assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
+    assert (tmp_path / "plot.png").read_bytes() == b"old"

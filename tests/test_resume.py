@@ -21,6 +21,7 @@ from pivotune import checkpoint, resume
 from pivotune.checkpoint import INFO, UNFINISHED
 from pivotune.config import LoraOptions, RunConfig, TrainingOptions
 from pivotune.data import ParallelCollator, read_examples, tokenize_examples
+from pivotune.digests import base_digest
 from pivotune.errors import PivotuneError
 from pivotune.method import Method
 from pivotune.objectives import CCTuningConfig, DeepSupervisionConfig
@@ -222,13 +223,13 @@ def test_records_of_older_versions_and_of_other_libraries_are_compared_as_far_as
 def test_a_base_model_is_known_by_its_content(tmp_path: Path) -> None:
     first = write_base(tmp_path / "first")
     shutil.copytree(first, tmp_path / "moved")
-    digest = resume.base_digest(str(first))
+    digest = base_digest(str(first))
     assert digest is not None
-    assert resume.base_digest(str(tmp_path / "moved")) == digest
+    assert base_digest(str(tmp_path / "moved")) == digest
     poison(tmp_path / "moved" / "model.safetensors", 0.125)
-    assert resume.base_digest(str(tmp_path / "moved")) != digest
-    assert resume.base_digest("nobody/nothing") is None
-    assert resume.base_digest("no name of a model") is None
+    assert base_digest(str(tmp_path / "moved")) != digest
+    assert base_digest("nobody/nothing") is None
+    assert base_digest("no name of a model") is None
 
 
 def test_rows_are_known_by_their_tokens(base: Path, tmp_path: Path) -> None:
@@ -514,3 +515,10 @@ def test_the_trainer_by_itself_resumes_from_the_last_good_one(
         PivotuneError, match=r"checkpoint-3: its weights do not fit this model: lm_head\.weight has shape"
     ):
         trainer(wider).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_that_is_not_there(begun: Path) -> None:
+    with pytest.raises(PivotuneError, match=r"checkpoint: .*checkpoint-3: no such folder; did you mean"):
+        resume.find(str(begun / "checkpoint-3"), begun)
+    with pytest.raises(PivotuneError, match=r"no such folder; there is no .*elsewhere\."):
+        resume.find(str(begun / "elsewhere" / "checkpoint-1"), begun)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pivotune.evaluation.benchmarks import Item
 from pivotune.evaluation.engines import GenerationEngine
 from pivotune.generation import generate_texts, load
 from pivotune.lens import choose_layers
+from pivotune.objectives import DeepSupervisionConfig
 from pivotune.tokens import (
     beyond,
     check_context,
@@ -80,12 +82,20 @@ def write_shape(folder: Path, name: str) -> Path:
 
 
 def configuration(
-    base: Path, data: Path, output: Path, *, lora: int = 0, max_length: int = 128, **training: Any
+    base: Path,
+    data: Path,
+    output: Path,
+    supervision: DeepSupervisionConfig | None = None,
+    *,
+    lora: int = 0,
+    max_length: int = 128,
+    **training: Any,
 ) -> RunConfig:
     return RunConfig(
         output=str(output),
         model=ModelConfig(str(base)),
         data=DataConfig(str(data), max_length=max_length),
+        objectives=[] if supervision is None else [supervision],
         lora=LoraOptions(r=lora),
         training=options(**training),
     )
@@ -365,6 +375,21 @@ def test_texts_beyond_the_context_are_counted(tmp_path: Path, caplog: pytest.Log
     model, tokenizer = load(base)
     generate_texts(model, tokenizer, ["q" * 18, "q"], style="plain", max_new_tokens=4)
     assert "1 of 2 are longer than the model's context of 20 tokens (the longest: 22)" in caplog.text
+
+
+def test_texts_that_an_objective_makes_count_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Teacher forcing reads the target prompt with the English text behind it."""
+    base = write_model(tmp_path / "base", byte_level(), max_position_embeddings=24)
+    layers = DeepSupervisionConfig(conversion_layer=1, thinking_layer=2)
+    english = {"prompt": "q" * 12, "completion": "f"}
+    rows = [{"id": str(n), "language": "sw", "prompt": "q" * 14, "completion": "a", "english": english} for n in "12"]
+    data = write_rows(tmp_path / "train.jsonl", rows)
+    train(configuration(base, data, tmp_path / "run", layers, max_steps=1))
+    assert "data.train, texts that deep_supervision makes of pairs: 2 of 4 are longer than" in caplog.text
+    assert "data.train, texts: " not in caplog.text
+    caplog.clear()
+    train(configuration(base, data, tmp_path / "b", replace(layers, reading="position_wise"), max_steps=1))
+    assert "longer than" not in caplog.text
 
 
 def test_learnt_positions_have_an_end() -> None:

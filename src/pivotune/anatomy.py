@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from operator import attrgetter
 from typing import Any
 
@@ -179,12 +180,13 @@ class Anatomy:
 
     def check_layer(self, value: Any, option: str) -> int:
         """`value` as a layer number of this model, or an error that names `option` and the range."""
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= self.num_layers:
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not whole or not 1 <= value <= self.num_layers:
             raise PivotuneError(
                 f"{option}: got {value!r}, but this {self.model_type} model has decoder layers 1..{self.num_layers} "
                 "(1 is the first, as in the papers). Choose a number in that range."
             )
-        return value
+        return int(value)
 
     # What the parts compute ------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pivotune.errors import PivotuneError
-from pivotune.files import check_output_file, write_text
+from pivotune.files import as_json, check_output_file, write_text
 
 _OWN = "pivotune generate"
 
@@ -102,4 +102,4 @@ class AnswerFile:
 
 
 def _line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    return json.dumps(value, ensure_ascii=False, default=as_json) + "\n"

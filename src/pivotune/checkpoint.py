@@ -53,8 +53,9 @@ from pivotune import tokens
 from pivotune.anatomy import TEXT_PARTS, Anatomy, text_part, unwrap
 from pivotune.connection import Together
 from pivotune.data.prompts import fix_template_kwargs
+from pivotune.digests import base_digest
 from pivotune.errors import PivotuneError
-from pivotune.files import LOCK, free_bytes, make_folder, read_json, reason, size, write_text, writing
+from pivotune.files import LOCK, as_json, free_bytes, make_folder, read_json, reason, size, write_text, writing
 from pivotune.finite import check_finite, without_nan
 from pivotune.method import Method
 from pivotune.objectives import OBJECTIVES, Connection
@@ -318,7 +319,7 @@ def _begin(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(without_nan(content), indent=2, ensure_ascii=False, default=str) + "\n")
+    write_text(path, json.dumps(without_nan(content), indent=2, ensure_ascii=False, default=as_json) + "\n")
 
 
 def _version(package: str) -> str | None:
@@ -433,6 +434,7 @@ def load_run(
         model = open_model(path, dtype=dtype, **options)
     elif info.get("adapter"):
         options["dtype"] = info["dtype"] if dtype == "auto" else dtype
+        _check_base(path, info)
         try:
             base = open_model(info["base_model"], info.get("revision"), **options)
         except PivotuneError as error:
@@ -466,7 +468,22 @@ def check_model(path: str | Path) -> dict[str, Any]:
     """
     info = read_info(path)
     open_config(*_base_of(path, info))
+    if info.get("adapter"):
+        _check_base(path, info)
     return info
+
+
+def _check_base(path: str | Path, info: Mapping[str, Any]) -> None:
+    """Raise a PivotuneError where an adapter's base model is not the one that it was trained on.
+
+    A base that is not here yet, and one of a record without a digest, pass.
+    """
+    then, now = info.get("base_digest"), base_digest(info["base_model"], info.get("revision"))
+    if then is not None and now is not None and then != now:
+        raise PivotuneError(
+            f"{path}: its adapter was trained on another state of {info['base_model']} (base_digest of {INFO}): the "
+            "files of the base model have changed since. Put the old ones back, or train again."
+        )
 
 
 def anatomy_of(path: str | Path) -> Anatomy:
@@ -805,13 +822,19 @@ def _source(path: str | Path) -> dict[str, str]:
     return {"pretrained_model_name_or_path": str(path)}
 
 
+_ENDINGS_OF_FILES = (
+    *(".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt"),
+    *(".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv", ".txt", ".md", ".parquet", ".gz", ".zip", ".tar"),
+)
+
+
 def _looks_local(path: str | Path) -> bool:
     """Whether this names a folder or a file, and cannot be a name on the hub."""
     name = str(path)
     return (
         Path(name).is_absolute()
         or name.startswith((".", "~"))
-        or name.endswith(("/", ".gguf"))
+        or name.lower().endswith(("/", *_ENDINGS_OF_FILES))
         or name.count("/") > 1
         or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is None
     )

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from transformers import IntervalStrategy, TrainingArguments
 
@@ -240,6 +241,10 @@ class RunConfig:
             raise PivotuneError(f"model.dtype: got {self.model.dtype!r}; choose one of {', '.join(get_args(Dtype))}.")
         if len(self.by_name) < len(self.objectives):
             raise PivotuneError("objectives: the same objective is given twice; give it once.")
+        for options in (self.model, self.data, self.lora, self.training, *self.objectives):
+            for one in dataclasses.fields(options):
+                if isinstance(value := getattr(options, one.name, None), np.generic):  # which JSON and PEFT do not know
+                    setattr(options, one.name, value.item())
         check_number(
             "data.max_length", self.data.max_length, 2, whole=True, why="; a prompt and its answer need as many"
         )

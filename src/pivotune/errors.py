@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -30,8 +31,8 @@ def check_number(
 ) -> None:
     """Raise a PivotuneError unless `value` is a finite number >= `minimum` (> with `exclusive`) and < `below`, `whole`
     or not."""
-    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    fits = fits and (isinstance(value, int) or math.isfinite(value))
+    fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    fits = fits and (isinstance(value, Integral) or math.isfinite(value))
     if not fits or value < minimum or (exclusive and value == minimum) or value >= below:
         kind = "whole number" if whole else "number"
         end = "" if below == math.inf else f" and < {below}"

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from pivotune.errors import PivotuneError
@@ -82,11 +83,16 @@ def write_text(path: str | Path, content: str) -> None:
     Raises:
         PivotuneError: the file cannot be written.
     """
+    write_bytes(path, content.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """As `write_text`."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # no file of the user's has that name
     try:
         with writing(path):
-            with temporary.open("x", encoding="utf-8", errors="backslashreplace") as file:
+            with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -94,6 +100,11 @@ def write_text(path: str | Path, content: str) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def as_json(value: Any) -> Any:
+    """The `default` of json.dumps: NumPy's numbers as the numbers that they are, anything else as text."""
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def read_json(path: str | Path) -> Any:

@@ -54,9 +54,11 @@ def from_words(words: Sequence[str], kind: Any) -> Node:
     joined = " ".join(words)
     if joined.startswith(("[", "{")) and not os.path.exists(joined):
         try:
-            return _compose(joined)
+            node = _compose(joined)
         except yaml.YAMLError:
             return _scalar(joined)
+        _check_nodes("command line", node, ())
+        return node
     if len(words) == 1 or not takes_list(kind):
         return _scalar(joined)
     # zh vi, and what is left of "zh, vi" where the shell has split it
@@ -338,6 +340,8 @@ def _check_nodes(path: str | Path, node: Node, above: tuple[Node, ...]) -> None:
     themselves."""
     if any(node is one for one in above):
         raise PivotuneError(f"{path}:{node.start_mark.line + 1}: holds itself (an anchor inside its own value).")
+    if isinstance(node, ScalarNode) and "\0" in node.value:
+        raise PivotuneError(f"{path}:{node.start_mark.line + 1}: holds a NUL, which no name and no path may hold.")
     if isinstance(node, SequenceNode):
         for item in node.value:
             _check_nodes(path, item, (*above, node))

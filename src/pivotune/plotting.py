@@ -5,13 +5,14 @@ matplotlib's object interface is used throughout: no global state, no backend to
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pivotune.files import make_folder, writing
+from pivotune.files import make_folder, write_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,10 +117,10 @@ def save(figure: Figure, path_without_suffix: str | Path) -> list[Path]:
         warnings.catch_warnings(record=True) as told,
     ):
         warnings.simplefilter("always")
-        with writing(png):
-            figure.savefig(png, dpi=150)
-        with writing(svg):
-            figure.savefig(svg, metadata={"Date": None})
+        for file, how in ((png, {"dpi": 150}), (svg, {"metadata": {"Date": None}})):
+            drawn = io.BytesIO()  # so that no half of a file is left where the disk is full
+            figure.savefig(drawn, format=file.suffix[1:], **how)
+            write_bytes(file, drawn.getvalue())
     figure.clear()
     if any("missing from font" in str(one.message) for one in told):
         logger.warning(

@@ -18,20 +18,22 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
-from huggingface_hub import try_to_load_from_cache
 from transformers import TrainingArguments
 
 from pivotune import checkpoint
 from pivotune.config import HIDDEN, RunConfig, TrainingOptions
 from pivotune.errors import PivotuneError
+from pivotune.files import as_json
 from pivotune.finite import problem_in_files
 from pivotune.objectives import OBJECTIVES
+from pivotune.options import similar
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +80,6 @@ SAID = {
 }
 _RATE_IN_STATE = ("reduce_lr_on_plateau", "greedy")
 LENGTH = ("training.max_steps", "training.num_train_epochs")
-
-_SAMPLES, _SAMPLE = 256, 4096
 
 # Which checkpoint ------------------------------------------------------------------------------------------------
 
@@ -128,8 +128,12 @@ def _named(folder: Path, output: Path) -> Path:
     last = next(iter(checkpoint.complete_checkpoints(folder)), None)
     if last is not None:
         raise PivotuneError(f"{option} is the folder of a run. Give one of its checkpoints, e.g. {last}.")
+    if not os.path.isdir(folder):
+        raise PivotuneError(f"{option}: no such folder{similar(folder)}")
     if not checkpoint.is_complete(folder):
-        raise PivotuneError(f"{option} is not a complete checkpoint.")
+        raise PivotuneError(
+            f"{option} is not a complete checkpoint. Give one that is, or true for the last good one of this run."
+        )
     check_state(folder)
     if problem := problem_in_files(folder):
         raise PivotuneError(f"{option}: {problem}. Give an earlier checkpoint, or true for the last good one.")
@@ -179,34 +183,6 @@ def options_record(config: RunConfig, args: TrainingArguments) -> dict[str, Any]
         **({} if config.model.dtype == "auto" else {"dtype": config.model.dtype}),
         **training_record(args),
     }
-
-
-def base_digest(path: str, revision: str | None = None) -> str | None:
-    """A digest of a base model's files: samples of each, spread evenly, for they are large. None for what is not here.
-
-    Two folders of the same content have the same one, wherever they lie.
-    """
-    folder = Path(path)
-    if not folder.exists():
-        try:
-            found = try_to_load_from_cache(path, "config.json", revision=revision)
-        except ValueError:  # no name of a model
-            found = None
-        if not isinstance(found, str):
-            return None
-        folder = Path(found).parent
-    digest = hashlib.blake2b(digest_size=16)
-    files = {folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")}
-    for file in [folder] if folder.is_file() else sorted(files):  # a GGUF file is a whole model
-        if not file.is_file():
-            continue
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as content:
-            for number in range(_SAMPLES):
-                content.seek(size * number // _SAMPLES)
-                digest.update(content.read(_SAMPLE))
-    return digest.hexdigest()
 
 
 def rows_digest(rows: datasets.Dataset) -> str:
@@ -271,7 +247,7 @@ def unchanged(then: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[s
 
 def _options(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """A record as options with their dotted names, so that what both have can be compared."""
-    record = json.loads(json.dumps(record, default=str))
+    record = json.loads(json.dumps(record, default=as_json))
     found: dict[str, Any] = {}
     sections = {name: record.get(name, {}) for name in ("lora", "training")}
     if "objectives" in record:

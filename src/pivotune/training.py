@@ -14,8 +14,9 @@ from typing import Any
 
 import datasets
 import pyarrow.compute as pc
+import torch
 from peft import LoraConfig, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import IntervalStrategy, TrainingArguments, set_seed
 
 from pivotune import checkpoint, finite, resume, tokens
@@ -23,6 +24,7 @@ from pivotune.anatomy import Anatomy
 from pivotune.config import LoraOptions, RunConfig, evaluates
 from pivotune.data import ParallelCollator, ParallelExample, PromptEncoder, Report, read_examples, tokenize_examples
 from pivotune.data.prompts import fix_template_kwargs
+from pivotune.digests import base_digest
 from pivotune.distributed import on_first_process
 from pivotune.errors import PivotuneError, check_choice
 from pivotune.files import locked
@@ -155,7 +157,7 @@ def _plan(config: RunConfig, args: TrainingArguments, begun: Path | None) -> Pla
     info: dict[str, Any] = {
         "base_model": _resolved(config.model.path),
         "revision": config.model.revision,
-        "base_digest": resume.base_digest(config.model.path, config.model.revision),
+        "base_digest": base_digest(config.model.path, config.model.revision),
         "lora": dataclasses.asdict(config.lora),
         "data": dataclasses.asdict(config.data),
     }
@@ -225,6 +227,11 @@ def _is_finished(config: RunConfig, now: dict[str, Any]) -> bool:
 def _check_model(config: RunConfig) -> None:
     """What depends on the model's shape, tried on the model without its weights, before anything long begins."""
     options = config.model
+    if options.revision is not None and Path(options.path).exists():
+        raise PivotuneError(
+            f"model.revision: got {options.revision!r}, which has no effect on files of yours (model.path: "
+            f"{options.path}). Remove it."
+        )
     skeleton = checkpoint.open_skeleton(options.path, options.revision, attn_implementation=options.attn_implementation)
     checkpoint.check_generation(options.path, options.revision)
     quantised = getattr(skeleton.config, "quantization_config", None)
@@ -314,6 +321,21 @@ def _fit(config: RunConfig, model: nn.Module, tokenizer: Any, report: Report, *s
             lengths = [*target.to_pylist(), *pc.add(*english).drop_null().to_pylist()]
             fix = "Lower data.max_length to it: longer answers are then cut and counted."
             tokens.check_context(model, tokenizer, lengths, f"data.{split}, texts", fix)
+            pairs = _lengths_of_pairs(rows)
+            for name, options in config.by_name.items():
+                what, fix = f"data.{split}, texts that {name} makes of pairs", "Lower data.max_length to half of it."
+                tokens.check_context(model, tokenizer, OBJECTIVES[name].texts_read(options, pairs), what, fix)
+
+
+def _lengths_of_pairs(rows: datasets.Dataset) -> dict[str, Tensor]:
+    """Tokens of the rows that have English: (P,) each."""
+    table = rows.data.filter(pc.is_valid(rows.data.column("english_prompt_ids")))
+    found = {
+        "prompt": table.column("prompt_length"),
+        "english_question": pc.subtract(table.column("english_question_end"), table.column("english_question_start")),
+        "english_answer": pc.list_value_length(table.column("english_answer_ids")),
+    }
+    return {name: torch.tensor(column.to_pylist(), dtype=torch.long) for name, column in found.items()}
 
 
 def _tokenised(config: RunConfig, split: str, source: Any, tokenizer: Any) -> tuple[datasets.Dataset, Report, str]:

@@ -133,6 +133,7 @@ BAD_LINES: dict[str, tuple[str | bytes, str, list[str]]] = {
     "not UTF-8": (b'{"id": "\xff"}', "malformed line", ["not UTF-8 at byte 8", "save the file as UTF-8"]),
     "NaN": ('{"id": 5, "language": "zh", "instruction": "x", "output": NaN}', "malformed line", ["NaN is not JSON"]),
     "infinity": ('{"id": -Infinity}', "malformed line", ["-Infinity is not JSON"]),
+    "twice": ('{"id": 1, "output": "a", "output": "b"}', "malformed line", ["the field 'output' is there twice"]),
     "bottomless": ("[" * 200_000, "malformed line", ["recursion"]),
     "a number": ("3", "wrong type", ["the row is 3 (int)"]),
     "misspelt": ('{"langauge": "zh"}', "unknown field", ["did you mean 'language'?"]),
@@ -177,6 +178,7 @@ def test_languages_admit_regions_and_english_needs_no_counterpart(file: Any) -> 
     ("name", "content", "words"),
     [
         ("a.json", "[{},\n{]", ["a.json:2: malformed JSON", "named .jsonl"]),
+        ("a.json", '[{"a": 1, "a": 1}]', ["a.json: malformed JSON", "the field 'a' is there twice"]),
         ("a.json", '{"data": [], "version": 1}', ["a.json", "one dict", "'data', 'version'", "jq .data a.json"]),
         ("a.json", '{"0": {}, "1": {}}', ["a.json", "one dict", "a list of objects"]),
         ("a.json", "[NaN]", ["a.json", "NaN is not JSON"]),

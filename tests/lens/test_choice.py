@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pivotune.data import ParallelExample, read_examples
+from pivotune.checkpoint import load_run
+from pivotune.data import ParallelExample, Text, read_examples
 from pivotune.errors import PivotuneError
 from pivotune.lens import choose_layers, find_layers
 from pivotune.lens.choice import table, write_choice
@@ -78,3 +79,18 @@ def test_what_is_shown(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["llama.2.json", "llama.2.png", "llama.2.svg"]
     again = write_choice(choice, tmp_path / "again" / "llama.2", "中文")
     assert again[2].read_text() == files[2].read_text()
+
+
+def test_one_example_has_no_interval(base: Path, data: Path) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    examples, _ = read_examples(data)
+    shown = table(choose_layers(model, tokenizer, examples, limit=1))
+    assert "nan" not in shown and "±" not in shown.partition("\n")[2]
+
+
+def test_questions_beyond_the_context_are_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = load_run(write_base(tmp_path, max_position_embeddings=16))
+    long, short = (Text(prompt="问" * count) for count in (40, 2))
+    examples = [ParallelExample(str(n), "zh", text, where=f"f:{n}") for n, text in enumerate((long, short))]
+    assert choose_layers(run.model, run.tokenizer, examples, style="plain").curves["target"].examples == 2
+    assert "1 questions were read up to token 16 only" in caplog.text

@@ -15,7 +15,7 @@ import torch
 
 from pivotune.checkpoint import Run, load_run
 from pivotune.cli import main
-from pivotune.data import ParallelExample, PromptEncoder, read_prompts
+from pivotune.data import ParallelExample, PromptEncoder, Text, read_prompts
 from pivotune.data.prompts import prompt_only
 from pivotune.errors import PivotuneError
 from pivotune.lens.entropy import question_entropies
@@ -304,3 +304,13 @@ def test_published_rows_in_any_name_of_their_language(folder: Path, tmp_path: Pa
     assert caplog.text.count("rows with a field 'score' that was not read: 12") == 1
     with pytest.raises(PivotuneError, match="languages: got 'cn'"):
         lens(str(folder / "deep"), output=str(tmp_path / "o"), languages="cn", **options)
+
+
+def test_pairs_beyond_the_context_are_left_out(tmp_path: Path) -> None:
+    run = load_run(write_base(tmp_path, max_position_embeddings=16))
+    pairs = [
+        ParallelExample(str(n), "zh", Text(prompt="问" * count), Text(prompt="ask"), where=f"f:{n}")
+        for n, count in enumerate((40, 2, 3))
+    ]
+    report = inspect(run, pairs, style="plain", measures=["entropy"])
+    assert report["languages"]["zh"]["examples"] == 2

@@ -562,7 +562,8 @@ def _apply_template(
 
 def _template_error(where: str, problem: str) -> DataError:
     fix = (
-        "use style 'alpaca' or another tokenizer.chat_template, correct the row, or leave such rows out (on_bad: skip)"
+        "use style 'alpaca' or another tokenizer.chat_template, correct the row, or, in training, leave such rows out "
+        "(data.on_bad: skip)"
     )
     return DataError(where, "chat template", problem, fix)
 

@@ -193,7 +193,7 @@ def _parse(line: bytes, where: str) -> Any:
     if ".gz:" in where:
         fix += "; or, if that is what it holds, the file is damaged: get it anew"
     try:
-        return json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        return _loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return DataError(where, "malformed line", f"not UTF-8 at byte {error.start}", "save the file as UTF-8")
     except json.JSONDecodeError as error:
@@ -201,6 +201,20 @@ def _parse(line: bytes, where: str) -> Any:
         return DataError(where, "malformed line", f"{error.msg} at column {error.colno} of {shown!r}", fix)
     except (ValueError, RecursionError) as error:
         return DataError(where, "malformed line", str(error), fix)
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_each_once)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names differ; of two fields with one name Python would keep the last without a word."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} is there twice in one object")
+    return fields
 
 
 def _refuse_constant(name: str) -> None:
@@ -216,7 +230,7 @@ def _has_objects_line_by_line(path: Path) -> bool:
 
 def _json_rows(path: Path) -> Iterator[Row]:
     try:
-        rows = json.loads(b"".join(read_lines(path)).decode("utf-8-sig"), parse_constant=_refuse_constant)
+        rows = _loads(b"".join(read_lines(path)).decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         fix = "a file with one object per line is named .jsonl"
         raise DataError(f"{path}:{error.lineno}", "malformed JSON", error.msg, fix) from error

@@ -23,6 +23,7 @@ from pivotune.files import make_folder, write_text
 from pivotune.lens.entropy import EntropyCurve, question_entropies
 from pivotune.lens.rule import LayerChoice, find_layers
 from pivotune.plotting import COLORS, GREY, new_figure, save
+from pivotune.tokens import context_length
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +68,13 @@ def choose_layers(
     encoder = PromptEncoder(tokenizer, style)
     pairs = [(one.english, one.where) for one in target if one.english is not None]
     english_texts = pairs + [(one.text, one.where) for one in english]
+    context = context_length(model, tokenizer)
     return choose_from_prompts(
         model,
         _encoded(encoder, [(one.text, one.where) for one in target]),
         _encoded(encoder, english_texts),
         batch_size=batch_size,
-        max_length=max_length,
+        max_length=max_length if context is None else min(max_length, context),
         seed=seed,
     )
 
@@ -155,7 +157,7 @@ def table(choice: LayerChoice) -> str:
         marks = {choice.conversion_layer: "i and j"}
     lines = ["layer" + "".join(f"{name:>16}" for name in choice.curves) + "   nats, 95 % interval"]
     for layer in range(1, len(next(iter(choice.curves.values())).mean) + 1):
-        cells = [f"{c.mean[layer - 1]:8.3f} ±{c.half_width[layer - 1]:6.3f}" for c in choice.curves.values()]
+        cells = [_with_interval(c.mean[layer - 1], c.half_width[layer - 1]) for c in choice.curves.values()]
         mark = f"  <- {marks[layer]}" if layer in marks else ""
         lines.append(f"{layer:5}" + "".join(cells) + mark)
     lines.append(f"{choice.reason[0].upper()}{choice.reason[1:]}.")
@@ -165,6 +167,11 @@ def table(choice: LayerChoice) -> str:
     if choice.runner_up is not None:
         lines.append("runner-up: {}, {}".format(*choice.runner_up))
     return "\n".join(lines)
+
+
+def _with_interval(mean: float, half_width: float) -> str:
+    """16 characters; one example has no interval."""
+    return f"{mean:8.3f}" + (" " * 8 if np.isnan(half_width) else f" ±{half_width:6.3f}")
 
 
 def write_choice(choice: LayerChoice, output: str | Path, title: str = "") -> list[Path]:

@@ -44,6 +44,7 @@ from pivotune.options import names_in
 from pivotune.plotting import language_name
 from pivotune.tables import table
 from pivotune.taps import evaluating
+from pivotune.tokens import context_length
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +175,8 @@ def inspect(
     for name in measures:
         check_choice("measures", name, MEASURES)
     check_number("block", block, 2, whole=True)
+    if (context := context_length(run.model, run.tokenizer)) is not None:
+        max_length = min(max_length, context)
     stream = PairStream(run.tokenizer, style, batch_size, max_length)
     models = [_Model.of("run", run, measures, block, others)]
     if against is not None:

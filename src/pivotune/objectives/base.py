@@ -206,6 +206,15 @@ class Objective(nn.Module):
         return None
 
     @classmethod
+    def texts_read(cls, options: Any, lengths: Mapping[str, Tensor]) -> list[int]:
+        """Tokens of each further text that it sends through the model, beside prompts with their answers.
+
+        Args:
+            lengths: of each pair, in tokens: `prompt`, `english_question` and `english_answer`.
+        """
+        return []
+
+    @classmethod
     def remarks(cls, options: Any) -> list[str]:
         """Warnings about these options."""
         return []

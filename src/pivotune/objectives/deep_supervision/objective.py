@@ -144,6 +144,14 @@ class DeepSupervision(Objective):
         return "deep_supervision.english_thinking: logits" if options.english_thinking == "logits" else None
 
     @classmethod
+    def texts_read(cls, options: DeepSupervisionConfig, lengths: Mapping[str, Tensor]) -> list[int]:
+        if options.reading != "teacher_forced":
+            return []
+        signals = {"english_question": options.language_conversion, "english_answer": options.english_thinking}
+        read = [lengths["prompt"] + lengths[side] for side, signal in signals.items() if signal == "logits"]
+        return torch.cat(read).tolist() if read else []
+
+    @classmethod
     def remarks(cls, options: DeepSupervisionConfig) -> list[str]:
         signals = {"conversion": options.language_conversion, "thinking": options.english_thinking}
         if any(getattr(options, f"{name}_weight") for name, signal in signals.items() if signal != "off"):
