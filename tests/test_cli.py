@@ -125,6 +125,9 @@ def test_the_sections_are_the_method(
     ("arguments", "message"),
     [
         (["--training.learnin_rate", "1e-3"], "'training.learnin_rate'; did you mean 'training.learning_rate'?"),
+        (["--training.group_by_length", "true"], "did you mean 'training.train_sampling_strategy'?"),
+        (["--training.lr", "1e-4"], "did you mean 'training.learning_rate'?"),
+        (["--epochs", "3"], "did you mean 'training.num_train_epochs'?"),
         (["--max_steps", "3"], "unknown option 'max_steps'; did you mean 'training.max_steps'?"),
         (["--deep_supervision.conversion_layers=3"], "did you mean 'deep_supervision.conversion_layer'?"),
         (["--training.torch_compile", "true"], "training.torch_compile is not supported: the objectives' hooks change"),

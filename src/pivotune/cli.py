@@ -403,9 +403,31 @@ def _known(name: str, kinds: Mapping[str, Any], reasons: Mapping[str, str], wher
     raise PivotuneError(f"{where}: unknown option {name!r}{_suggestion(name, kinds)}")
 
 
+_OTHER_NAMES = {
+    "batch_size": "training.per_device_train_batch_size",
+    "micro_batch_size": "training.per_device_train_batch_size",
+    "epochs": "training.num_train_epochs",
+    "group_by_length": "training.train_sampling_strategy",
+    "lr": "training.learning_rate",
+    "no_cuda": "training.use_cpu",
+    "rank": "lora.r",
+    "lora_alpha": "lora.alpha",
+    "lora_rank": "lora.r",
+    "max_seq_length": "data.max_length",
+    "cutoff_len": "data.max_length",
+    "model_name_or_path": "model.path",
+    "scheduler": "training.lr_scheduler_type",
+    "warmup_ratio": "training.warmup_steps",
+}
+"""What earlier versions of transformers, and other trainers, call these options."""
+
+
 def _suggestion(name: str, known: Iterable[str]) -> str:
     """The end of a sentence with the nearest known name; a name without its group counts as near."""
     candidates = list(known)
+    other = _OTHER_NAMES.get(name.rpartition(".")[2])
+    if other is not None and other in candidates:
+        return f"; did you mean {other!r}?"
     close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.7)
     tails = [one for one in candidates if one.rpartition(".")[2] == name.rpartition(".")[2]]
     near = tails or close
