@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pivotune.losses import chunked_cross_entropy, chunked_token_nats, cosine, cosine_distance, pool_span
+from pivotune.losses import chunked_cross_entropy, chunked_token_nats, contrastive, cosine, cosine_distance, pool_span
 
 N, D, V = 11, 6, 13
 
@@ -192,6 +192,27 @@ def test_cosine_distance_of_dropped_rows_is_finite_whatever_they_hold():
     assert torch.isfinite(value) and torch.isfinite(a.grad).all()
     nobody = cosine_distance(a, b, torch.zeros(3, dtype=torch.bool))
     assert nobody.item() == 0.0 and nobody.requires_grad
+
+
+def test_contrastive():
+    a, b = torch.randn(2, 5, D, dtype=torch.float64).unbind()
+    a.requires_grad_(), b.requires_grad_()
+    with torch.no_grad():
+        b[1] = torch.inf  # a row that is left out may hold anything
+    keep = [0, 2, 3]
+    expected = 0.0
+    for n in keep:
+        alike = {m: torch.exp(F.cosine_similarity(a[n], b[m], dim=0) / 0.2) for m in keep}
+        expected = expected - torch.log(alike[n] / sum(alike.values()))
+    value = contrastive(a, b, torch.tensor([True, False, True, True, False]), 0.2)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+    value.backward()
+    for grad in (a.grad, b.grad):
+        assert not grad[[1, 4]].any() and grad[keep].abs().min() > 0 and grad.isfinite().all()
+    for nobody in (torch.zeros(5, dtype=torch.bool), torch.tensor([True] + [False] * 4)):
+        value = contrastive(a, b, nobody, 0.2)
+        assert value.item() == 0.0 and value.requires_grad
+    assert contrastive(a.detach().bfloat16(), b.detach().bfloat16(), nobody, 0.2).dtype == torch.float32
 
 
 @pytest.mark.parametrize("how", ["mean", "last_token"])

@@ -142,6 +142,24 @@ def cosine_distance(a_ND: Tensor, b_ND: Tensor, keep_N: Tensor) -> Tensor:
     return torch.where(keep_N, 1.0 - cosine(a_ND, b_ND), 0.0).sum()
 
 
+def contrastive(a_ND: Tensor, b_ND: Tensor, keep_N: Tensor, temperature: float) -> Tensor:
+    """Sum over the kept rows n of `-log softmax_m(cos(a_n, b_m) / T)[m = n]`: InfoNCE, each row's own b against those
+    of the other kept rows (van den Oord et al. 2018, arXiv 1807.03748), in float32 or better.
+
+    A row alone has nothing to be told from, and adds 0.
+
+    Args:
+        a_ND, b_ND: vectors, row by row.
+        keep_N: bool; rows that are False add nothing and are nobody's negatives, whatever they hold.
+        temperature: T > 0; the lower, the more the nearest wrong row counts.
+    """
+    dtype = _at_least_float32(a_ND.dtype)
+    # Left out before any arithmetic: a row of zeros or infinities has a gradient of NaN even where it is masked.
+    a_KD, b_KD = F.normalize(a_ND[keep_N].to(dtype), dim=-1), F.normalize(b_ND[keep_N].to(dtype), dim=-1)
+    own_K = torch.arange(len(a_KD), device=a_KD.device)
+    return F.cross_entropy(a_KD @ b_KD.T / temperature, own_K, reduction="sum")
+
+
 def pool_span(hidden_BTD: Tensor, start_B: Tensor, end_B: Tensor, how: str) -> Tensor:
     """One vector per row for the tokens [start, end): their `mean`, or the `last_token`. Returns (B, D)."""
     if how == "last_token":

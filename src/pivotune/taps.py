@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pivotune.anatomy import Anatomy
@@ -30,15 +31,22 @@ class Injection:
         layer: decoder layer 1..L behind which it is added.
         vectors_BD: what is added, row by row; zero rows change nothing.
         positions_BK: the token positions of each row that receive it; positions < 0 are skipped.
+        relative_norm: scale each vector, at each position, to this share of the norm of the state that it joins, which
+            gets no gradient by way of its norm. None adds the vectors as they are.
     """
 
-    def __init__(self, layer: int, vectors_BD: Tensor, positions_BK: Tensor):
+    def __init__(self, layer: int, vectors_BD: Tensor, positions_BK: Tensor, relative_norm: float | None = None):
         self.layer, self.vectors_BD, self.positions_BK = layer, vectors_BD, positions_BK
+        self.relative_norm = relative_norm
 
     def __call__(self, hidden_BTD: Tensor) -> Tensor:
         token_T = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)
         here_BT = (token_T[None, None, :] == self.positions_BK[..., None]).any(dim=1)
-        return hidden_BTD + here_BT[..., None] * self.vectors_BD[:, None, :].to(hidden_BTD.dtype)
+        added_BTD = self.vectors_BD[:, None, :]
+        if self.relative_norm is not None:
+            norm_BT1 = torch.linalg.vector_norm(hidden_BTD.detach(), dim=-1, keepdim=True)
+            added_BTD = F.normalize(added_BTD, dim=-1) * (self.relative_norm * norm_BT1).to(added_BTD.dtype)
+        return hidden_BTD + here_BT[..., None] * added_BTD.to(hidden_BTD.dtype)
 
 
 class Tap:

@@ -28,7 +28,7 @@ def cc_tuning(
     Args:
         decision_maker: (L, d), the Decision Maker's weight.
         noise: (P, L) Gumbel noise in the order of the English rows; None chooses without noise (evaluation).
-        options: english_gradient, temperature, selection, connection_layer, connection_tokens.
+        options: english_gradient, temperature, selection, connection_layer, connection_tokens, relative_norm.
     """
     connections = training_connections(model, decision_maker, batch, noise=noise, **options)
     total, count = next(model.parameters()).sum() * 0.0, 0
@@ -51,6 +51,7 @@ def training_connections(
     selection: str = "hard",
     connection_layer: int = 1,
     connection_tokens: int = 1,
+    relative_norm: float | None = None,
 ) -> dict[int, Connection]:
     """For every row with English: what is added to its target pass, where."""
     examples = examples_of(batch)
@@ -71,7 +72,7 @@ def training_connections(
             temperature=temperature,
             selection=selection,
         )
-        connections[row] = Connection(connection_layer, last_positions(prompt, connection_tokens), pick)
+        connections[row] = Connection(connection_layer, last_positions(prompt, connection_tokens), pick, relative_norm)
     return connections
 
 
@@ -133,6 +134,7 @@ def generate(
     temperature: float = 1.0,
     connection_layer: int = 1,
     connection_tokens: int = 1,
+    relative_norm: float | None = None,
 ) -> list[list[int]]:
     """Greedy answers of exactly `tokens` tokens, one prompt at a time, without any cache.
 
@@ -161,7 +163,7 @@ def generate(
                 temperature=temperature,
                 selection=selection,
             )
-            connection = Connection(connection_layer, last_positions(prompt, connection_tokens), pick)
+            connection = Connection(connection_layer, last_positions(prompt, connection_tokens), pick, relative_norm)
         text = list(prompt)
         for _ in range(tokens):
             text.append(int(run(model, text, connection).logits[-1].argmax()))

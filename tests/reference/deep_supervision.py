@@ -21,6 +21,9 @@ def deep_supervision(
     thinking_layer: int,
     reading: str = "teacher_forced",
     pooling: str = "mean",
+    feature_loss: str = "cosine",
+    temperature: float = 0.1,
+    english_layer: int | str = "last",
     stop_gradient: bool = True,
     final_norm: bool = True,
     connections: dict[int, Connection] | None = None,
@@ -36,6 +39,7 @@ def deep_supervision(
     names += ["english_thinking"] if english_thinking != "off" else []
     sums: dict[str, list[Tensor]] = {name: [] for name in names}
     counts = dict.fromkeys(names, 0)
+    questions: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
 
     def add(name: str, value: Tensor, count: int = 1) -> None:
         sums[name].append(value)
@@ -64,11 +68,20 @@ def deep_supervision(
                     add(name, -torch.log_softmax(frozen_logits(model, state, final_norm), dim=-1)[token])
             elif signal == "feature":
                 other = run(model, english.prompt)
-                english_layer = layer if name == "language_conversion" else len(other.hidden) - 1
-                theirs = _pooled(other.hidden[english_layer], english.question, pooling)
+                there = layer
+                if name == "english_thinking" and english_layer != "same":
+                    there = len(other.hidden) - 1 if english_layer == "last" else int(english_layer)
+                theirs = _pooled(other.hidden[there], english.question, pooling)
                 ours = _pooled(ordinary.hidden[layer], target.question, pooling)
-                add(name, 1 - _cosine(theirs.detach() if stop_gradient else theirs, ours))
+                questions[name].append((theirs.detach() if stop_gradient else theirs, ours))
 
+    for name, pairs in questions.items():
+        for theirs, ours in pairs:
+            if feature_loss == "cosine":
+                add(name, 1 - _cosine(theirs, ours))
+            else:  # its own English question among those of all pairs
+                likeness = [torch.exp(_cosine(other, ours) / temperature) for other, _ in pairs]
+                add(name, -torch.log(torch.exp(_cosine(theirs, ours) / temperature) / sum(likeness)))
     zero = next(model.parameters()).sum() * 0.0
     return {name: (torch.stack([zero, *sums[name]]).sum(), counts[name]) for name in names}
 

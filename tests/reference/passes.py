@@ -31,11 +31,13 @@ class Pass:
 
 @dataclass
 class Connection:
-    """A vector (d,) added to the hidden state after `layer` (1..L) at `positions`."""
+    """A vector (d,) added to the hidden state after `layer` (1..L) at `positions`; scaled to `relative_norm` times the
+    length of the state there, where that is given."""
 
     layer: int
     positions: list[int]
     vector: Tensor
+    relative_norm: float | None = None
 
 
 def lm_of(model: nn.Module) -> nn.Module:
@@ -78,7 +80,11 @@ def run(model: nn.Module, tokens: list[int], connection: Connection | None = Non
             if connection is not None and connection.layer == number:
                 addition = torch.zeros_like(state)
                 for position in connection.positions:
-                    addition[0, position] = connection.vector
+                    vector = connection.vector
+                    if connection.relative_norm is not None:
+                        length = state[0, position].detach().norm() * connection.relative_norm
+                        vector = vector / vector.norm() * length
+                    addition[0, position] = vector
                 state = state + addition
             hidden[number] = state[0]
             return (state, *output[1:]) if isinstance(output, tuple) else state

@@ -77,6 +77,7 @@ def test_one_more_pass_of_the_last_token_equals_two_prefills(family: str, cache:
     "options",
     [
         {"connection_tokens": 2},
+        {"connection_layer": 3, "relative_norm": 0.2},
         {"connection_tokens": 5, "connection_layer": 2},
         {"connection_layer": 4},
         {"selection": "soft", "temperature": 0.5},
@@ -213,6 +214,7 @@ def test_shares_are_those_of_the_pick(options: dict[str, Any]) -> None:
 MANNERS = [
     {},
     {"connection_tokens": 3},
+    {"connection_tokens": 2, "connection_layer": 2, "relative_norm": 0.5},
     {"connection_tokens": 3, "connection_layer": 2, "selection": "soft", "temperature": 0.5},
     {"selection": "soft", "matrix": "per_layer"},
 ]

@@ -53,6 +53,8 @@ OPTIONS = {
     "last_layer": dict(connection_layer=4),
     "three_tokens": dict(connection_tokens=3),
     "more_tokens_than_the_prompt_has": dict(connection_tokens=40),
+    "in_scale": dict(relative_norm=0.1),
+    "in_scale_layer_3": dict(relative_norm=1.5, connection_layer=3, connection_tokens=2, selection="soft"),
     "three_tokens_soft_layer_2": dict(connection_tokens=3, selection="soft", connection_layer=2, temperature=2.0),
 }
 

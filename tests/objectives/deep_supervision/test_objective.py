@@ -57,6 +57,27 @@ def test_every_option_on_llama(options):
     assert_parity(tiny("llama"), random_batch(), LAYERS | options, rtol=1e-9)
 
 
+@pytest.mark.parametrize("stop_gradient", [True, False])
+@pytest.mark.parametrize("pooling", ["mean", "last_token"])
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+@pytest.mark.parametrize("english_layer", ["last", "same", 2])
+def test_contrast_and_other_english_layers(english_layer, temperature, pooling, stop_gradient):
+    for loss in ("contrast", "cosine"):
+        options = dict(feature_loss=loss, english_layer=english_layer, temperature=temperature, pooling=pooling)
+        options |= dict(language_conversion="feature", english_thinking="feature", stop_gradient=stop_gradient)
+        assert_parity(tiny("llama"), random_batch(), LAYERS | options, rtol=1e-9)
+
+
+def test_a_pair_alone_has_nothing_to_be_told_from():
+    options = LAYERS | dict(language_conversion="feature", english_thinking="feature", feature_loss="contrast")
+    for pairs, value in (([True, False, False], 0.0), ([False, False], 0.0)):
+        method = Method(tiny("llama"), [DeepSupervisionConfig(**options)])
+        output = method(random_batch(0, pairs))
+        assert output["terms"]["english_thinking"].sum.item() == value
+        output["loss"].backward()
+        assert all(p.grad is None or torch.isfinite(p.grad).all() for p in method.parameters())
+
+
 @pytest.mark.parametrize("signal", ["logits", "feature"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(family, signal):

@@ -134,9 +134,7 @@ class LinearConnection(Connection):
         """
         before = torch.arange(self.config.connection_tokens, device=last_B.device)
         vectors_Bd = torch.stack(tuple(lent))
-        with Tap(
-            self.anatomy, injections=[Injection(self.config.connection_layer, vectors_Bd, last_B[:, None] - before)]
-        ):
+        with Tap(self.anatomy, injections=[injection(self.config, vectors_Bd, last_B[:, None] - before)]):
             yield
 
     @contextmanager
@@ -162,6 +160,11 @@ class LinearConnection(Connection):
 def modes(has_matrix: bool) -> tuple[str, ...]:
     """The modes of a run with or without a Transform Matrix, the default first."""
     return ("matrix", "english", "none") if has_matrix else ("none", "english")
+
+
+def injection(config: CCTuningConfig, pick_Bd: Tensor, positions_BK: Tensor) -> Injection:
+    """What connects these rows: their picks, at these positions behind the connection layer; zeros do not connect."""
+    return Injection(config.connection_layer, pick_Bd, positions_BK, config.relative_norm)
 
 
 def _last_position(attention_mask_BT: Tensor) -> Tensor:
@@ -227,7 +230,7 @@ def _connected_prefill(
         connected = _per_row(request.connected.to(vectors.device), rows, "connected")
         vectors = torch.where(connected[:, None], vectors, 0.0)
     everywhere = torch.arange(tail, device=vectors.device).expand(rows, -1)
-    with Tap(connection.anatomy, injections=[Injection(connection.config.connection_layer, vectors, everywhere)]):
+    with Tap(connection.anatomy, injections=[injection(connection.config, vectors, everywhere)]):
         return run_tail()
 
 

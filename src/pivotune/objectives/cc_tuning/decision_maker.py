@@ -20,6 +20,8 @@ class CCTuningConfig:
         selection: hard picks one layer (straight-through gradient); soft mixes all of them.
         connection_layer: decoder layer (1..L) behind which the pick is added.
         connection_tokens: how many of the prompt's last tokens receive it.
+        relative_norm: scale the pick to this share of the norm of the state that it joins, e.g. 0.1; null adds it as it
+            is. Models whose feed-forward outputs grow with depth, such as Gemma-3, are thrown off by a pick as it is.
         matrix: one Transform Matrix shared by all layers, or one per_layer.
         ridge: strength of the ridge penalty of the Transform Matrix, relative to the mean squared activation; 0 is
             plain least squares.
@@ -31,6 +33,7 @@ class CCTuningConfig:
     selection: Literal["hard", "soft"] = "hard"
     connection_layer: int = 1
     connection_tokens: int = 1
+    relative_norm: float | None = None
     matrix: Literal["shared", "per_layer"] = "shared"
     ridge: float = 0.01
     matrix_pairs: int = 1000

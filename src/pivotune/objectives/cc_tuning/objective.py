@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pivotune.anatomy import Anatomy
 from pivotune.errors import check_choice, check_flags, check_number
 from pivotune.objectives.base import AfterTraining, Batch, Connection, Objective, Pass, Wants, english_pass, pair_rows
-from pivotune.objectives.cc_tuning.connection import LinearConnection, modes
+from pivotune.objectives.cc_tuning.connection import LinearConnection, injection, modes
 from pivotune.objectives.cc_tuning.decision_maker import CCTuningConfig, DecisionMaker
 from pivotune.objectives.cc_tuning.measure import ConnectionMeasure, connection_figure, connection_lines
 from pivotune.objectives.cc_tuning.transform_matrix import fit_transform_matrix
@@ -86,7 +86,7 @@ class CCTuning(Objective):
         pick_Pd = self.decision_maker(v_PLd, self.anatomy.embeddings(last_P))
         vectors_BD = pick_Pd.new_zeros(len(batch["input_ids"]), pick_Pd.shape[1])
         vectors_BD = vectors_BD.index_add(0, rows, torch.where(is_pair[:, None], pick_Pd, 0.0))
-        return Injection(self.options.connection_layer, vectors_BD, self._positions(batch["prompt_length"]))
+        return injection(self.options, vectors_BD, self._positions(batch["prompt_length"]))
 
     def _positions(self, prompt_length_B: Tensor) -> Tensor:
         """The prompt's last `connection_tokens` positions, (B, K); negative where the prompt is shorter."""
@@ -154,6 +154,8 @@ def check_config(config: CCTuningConfig, anatomy: Anatomy) -> None:
     check_choice("cc_tuning.matrix", config.matrix, ("shared", "per_layer"))
     check_flags("cc_tuning", config, ["english_gradient"])
     check_number("cc_tuning.connection_tokens", config.connection_tokens, 1, whole=True)
+    if config.relative_norm is not None:
+        check_number("cc_tuning.relative_norm", config.relative_norm, 0, exclusive=True)
     check_number("cc_tuning.temperature", config.temperature, 0, exclusive=True)
     check_number("cc_tuning.ridge", config.ridge, 0)
     check_number("cc_tuning.matrix_pairs", config.matrix_pairs, 2, whole=True, why="; some 1000 are usual")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pivotune.anatomy import Anatomy
 from pivotune.errors import PivotuneError, check_choice, check_flags, check_number
 from pivotune.lens.rule import paper_layers
-from pivotune.losses import IGNORE, chunked_cross_entropy, cosine_distance, pool_span
+from pivotune.losses import IGNORE, chunked_cross_entropy, contrastive, cosine_distance, pool_span
 from pivotune.objectives.base import (
     Batch,
     BeforeTraining,
@@ -71,6 +71,12 @@ class DeepSupervisionConfig:
             token, a proper likelihood for an extra pass through layers 1..i (1..j). position_wise: from the states that
             the ordinary pass already has at the question's (answer's) positions, in order, cut to the shorter text.
         pooling: what stands for a question in the feature signal: the mean over its tokens, or its last token.
+        feature_loss: of the feature signal. cosine, 1 - cos, pulls the two questions together. contrast (InfoNCE) asks
+            besides that the English question be nearer than those of the other pairs of the batch, on each device: of
+            use where any two questions have a cosine near 1. Its value depends on the size of that batch.
+        temperature: of contrast.
+        english_layer: the layer of the English question that ET's feature signal points at: last as in the paper, same
+            (as the thinking layer), or a number.
         stop_gradient: keep the English side of the feature signal fixed. Without it both sides move and may collapse.
         final_norm: apply the model's final norm before the head when reading an inner layer, as the logit lens does.
     """
@@ -83,6 +89,9 @@ class DeepSupervisionConfig:
     thinking_weight: float = 1.0
     reading: Literal["teacher_forced", "position_wise"] = "teacher_forced"
     pooling: Literal["mean", "last_token"] = "mean"
+    feature_loss: Literal["cosine", "contrast"] = "cosine"
+    temperature: float = 0.1
+    english_layer: int | Literal["last", "same"] = "last"
     stop_gradient: bool = True
     final_norm: bool = True
 
@@ -253,7 +262,7 @@ class DeepSupervision(Objective):
     # The relaxed signal ----------------------------------------------------------------------------------------
 
     def _feature_signal(self, term: _Supervised, batch: Batch, target: Pass, english: Pass) -> Tensor:
-        """`1 - cos(h of the English question, h of the target question)`, summed over pairs."""
+        """`1 - cos(h of the English question, h of the target question)`, or the contrast, summed over pairs."""
         how = self.options.pooling
         rows, is_pair = pair_rows(batch)
         own_BD = pool_span(target.hidden[term.layer], batch["question_start"], batch["question_end"], how)
@@ -262,6 +271,8 @@ class DeepSupervision(Objective):
         )
         if self.options.stop_gradient:
             english_PD = english_PD.detach()
+        if self.options.feature_loss == "contrast":
+            return contrastive(own_BD[rows], english_PD, is_pair, self.options.temperature)
         return cosine_distance(english_PD, own_BD[rows], is_pair)
 
 
@@ -279,6 +290,8 @@ def _resolve(config: DeepSupervisionConfig, anatomy: Anatomy) -> tuple[_Supervis
     """The terms that are on, with their layers checked."""
     check_choice("deep_supervision.reading", config.reading, ("teacher_forced", "position_wise"))
     check_choice("deep_supervision.pooling", config.pooling, ("mean", "last_token"))
+    check_choice("deep_supervision.feature_loss", config.feature_loss, ("cosine", "contrast"))
+    check_number("deep_supervision.temperature", config.temperature, 0, exclusive=True)
     check_flags("deep_supervision", config, ["stop_gradient", "final_norm"])
     terms = []
     suggested = paper_layers(anatomy.num_layers)
@@ -296,7 +309,7 @@ def _resolve(config: DeepSupervisionConfig, anatomy: Anatomy) -> tuple[_Supervis
                 f"for LLaMA-2-7B, at the same relative depth, is {suggestion} here."
             )
         layer = anatomy.check_layer(layer, option)
-        english_layer = layer if name == "language_conversion" else anatomy.num_layers
+        english_layer = layer if name == "language_conversion" else _english_layer(config, layer, anatomy)
         terms.append(_Supervised(name, signal, layer, english_layer, float(weight)))
     if not terms:
         raise PivotuneError(
@@ -304,3 +317,11 @@ def _resolve(config: DeepSupervisionConfig, anatomy: Anatomy) -> tuple[_Supervis
             "section out for plain fine-tuning."
         )
     return tuple(terms)
+
+
+def _english_layer(config: DeepSupervisionConfig, layer: int, anatomy: Anatomy) -> int:
+    """The layer of the English question that the thinking layer's feature signal points at."""
+    named = {"last": anatomy.num_layers, "same": layer}
+    if config.english_layer in named:
+        return named[config.english_layer]
+    return anatomy.check_layer(config.english_layer, "deep_supervision.english_layer")
