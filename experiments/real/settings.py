@@ -1,0 +1,99 @@
+"""What is compared: each setting with the options that make it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pivotune.lens.rule import paper_layers
+from pivotune.objectives import CCTuningConfig, DeepSupervisionConfig
+
+LAYERS = {"gemma": 18, "smol": 30}
+MIDDLE = {"gemma": 11, "smol": 17}
+"""Where MEXA of the base is highest (`pivotune lens` on Tatoeba pairs)."""
+RISE = {"gemma": 8, "smol": 14}
+"""Where it begins to rise."""
+LATE = {"gemma": 15, "smol": 26}
+"""Where the head can read English from an inner state."""
+
+Objectives = Callable[[str], list[Any]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table.
+
+    Attributes:
+        about: for the table.
+        objectives: their options for a model of this name.
+        replay: the share of the training examples that is English.
+        shuffled: the English side is another example's, a control.
+    """
+
+    about: str
+    objectives: Objectives = field(default=lambda model: [])
+    replay: float = 0.0
+    shuffled: bool = False
+
+
+def _supervision(**options: Any) -> Objectives:
+    def made(model: str) -> list[Any]:
+        i, j = paper_layers(LAYERS[model])
+        return [DeepSupervisionConfig(**{"conversion_layer": i, "thinking_layer": j, **options})]
+
+    return made
+
+
+def _contrast(model: str, weight: float = 0.1) -> list[Any]:
+    """The target question's last token at the middle layer, told from other questions by its own English question."""
+    return [
+        DeepSupervisionConfig(
+            language_conversion="off",
+            english_thinking="feature",
+            conversion_layer=RISE[model],
+            thinking_layer=MIDDLE[model],
+            thinking_weight=weight,
+            feature_loss="contrast",
+            english_layer="same",
+            pooling="last_token",
+        )
+    ]
+
+
+def _late_logits(model: str) -> list[Any]:
+    """The strict signal for the answer alone, where the head can read it, at a tenth of the weight."""
+    return [
+        DeepSupervisionConfig(
+            language_conversion="off",
+            english_thinking="logits",
+            conversion_layer=RISE[model],
+            thinking_layer=LATE[model],
+            thinking_weight=0.1,
+        )
+    ]
+
+
+def _in_scale(model: str) -> list[Any]:
+    return [CCTuningConfig(connection_layer=RISE[model], relative_norm=0.1, english_gradient=False, matrix="per_layer")]
+
+
+SETTINGS: Mapping[str, Setting] = {
+    "base": Setting("the base, not trained"),
+    "tft": Setting("plain fine-tuning (TFT)"),
+    "tft_replay": Setting("TFT, a fifth of the examples in English", replay=0.2),
+    "logits_paper": Setting("deep supervision, logits, as in the paper", _supervision()),
+    "feature_paper": Setting(
+        "deep supervision, feature, as in the paper",
+        _supervision(language_conversion="feature", english_thinking="feature"),
+    ),
+    "logits_late": Setting("English answer by logits at a late layer, weight 0.1", _late_logits),
+    "contrast": Setting("contrast at the middle layer, weight 0.1", _contrast),
+    "contrast_strong": Setting("contrast at the middle layer, weight 1", lambda model: _contrast(model, 1.0)),
+    "contrast_shuffled": Setting("the same as contrast with other questions' English", _contrast, shuffled=True),
+    "contrast_replay": Setting("contrast, a fifth of the examples in English", _contrast, replay=0.2),
+    "cc_paper": Setting("CC-Tuning as released", lambda model: [CCTuningConfig()]),
+    "cc_scale": Setting("CC-Tuning in scale, behind the middle's rise", _in_scale),
+    "cc_scale_shuffled": Setting("the same with other questions' English", _in_scale, shuffled=True),
+    "both": Setting("contrast and CC-Tuning in scale", lambda model: [*_contrast(model), *_in_scale(model)]),
+}

@@ -1,0 +1,209 @@
+"""One cell: train one setting on one language with one seed, and measure what came of it.
+
+A cell is one small JSON file under `experiments/real/cells`, written whole or not at all, with the commit that made
+it. The measure is nats per answer: `-log P(answer | prompt)`, summed over the answer's tokens and its end, for each
+held-out example in the target language and in English; the first token apart, because most of what a short training
+teaches is the format.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.real import models, pairs
+from experiments.real.settings import SETTINGS
+from pivotune.anatomy import Anatomy
+from pivotune.checkpoint import Run, load_run
+from pivotune.config import DataConfig, ModelConfig, RunConfig, TrainingOptions
+from pivotune.data import ParallelCollator, ParallelExample, tokenize_examples
+from pivotune.files import write_text
+from pivotune.lens.inspect import inspect
+from pivotune.losses import IGNORE, chunked_token_nats
+from pivotune.training import train
+
+CELLS = Path(__file__).with_name("cells")
+RATES = (1e-5, 2e-5, 5e-5)
+BATCH = 16
+MAX_LENGTH = 384
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is trained.
+
+    Attributes:
+        setting: of `settings.SETTINGS`.
+        model: of `models.MODELS`.
+        language: vi or zh.
+        pairs: how many examples are trained on, once each.
+    """
+
+    setting: str
+    model: str
+    language: str
+    rate: float = 5e-5
+    seed: int = 0
+    pairs: int = 800
+
+    @property
+    def path(self) -> Path:
+        if self.setting == "base":
+            return CELLS / f"{self.model}-{self.language}-base.json"
+        return CELLS / f"{self.model}-{self.language}-{self.setting}-{self.rate:g}-{self.pairs}-{self.seed}.json"
+
+    def done(self) -> bool:
+        return self.path.exists() and json.loads(self.path.read_text())["format"] == FORMAT
+
+
+def model_folder(name: str, work: Path, data: Path) -> Path:
+    """The model with its vocabulary cut to the pairs."""
+    whole = models.converted(name, work / "models")
+    small = work / "models" / f"{name}-cut"
+    if not small.exists():
+        from transformers import AutoTokenizer
+
+        texts = pairs.texts(AutoTokenizer.from_pretrained(whole), data)
+        models.cut(whole, texts, small)
+        models.check_cut(whole, small, texts)
+    return small
+
+
+def run_cell(cell: Cell, work: Path, data: Path = pairs.DATA) -> dict[str, Any]:
+    """Train and measure; the cell's content, which is also written."""
+    began = time.perf_counter()
+    setting, base = SETTINGS[cell.setting], model_folder(cell.model, work, data)
+    folder, log = base, []
+    name = cell.path.stem
+    if cell.setting != "base":
+        rows = pairs.training_rows(
+            cell.language, cell.pairs, cell.seed, data, replay=setting.replay, shuffled=setting.shuffled
+        )
+        file = work / "data" / f"{name}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        folder = work / "runs" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        train(
+            RunConfig(
+                output=str(folder),
+                model=ModelConfig(str(base)),
+                data=DataConfig(str(file), style=pairs.STYLE, max_length=MAX_LENGTH),
+                objectives=setting.objectives(cell.model),
+                training=TrainingOptions(
+                    learning_rate=cell.rate,
+                    num_train_epochs=1,
+                    per_device_train_batch_size=BATCH,
+                    warmup_steps=0.1,
+                    logging_steps=1,
+                    save_strategy="no",
+                    seed=cell.seed,
+                    bf16=False,
+                    use_cpu=not torch.cuda.is_available(),
+                    disable_tqdm=True,
+                ),
+            )
+        )
+        log = [entry for entry in json.loads((folder / "training_log.json").read_text()) if "loss" in entry]
+    trained = time.perf_counter()
+    run = load_run(folder)
+    content = {
+        "format": FORMAT,
+        **dataclasses.asdict(cell),
+        "objectives": [dataclasses.asdict(one) for one in setting.objectives(cell.model)],
+        "commit": _commit(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "dev": _measured(run, examples("dev", cell.language, data), "none"),
+        "test": {mode: _measured(run, examples("test", cell.language, data), mode) for mode in _modes(run)},
+        "english": _measured(run, examples("test", "en", data, 200), "none"),
+        "mexa": _mexa(run, examples("dev", cell.language, data)),
+        "log": [{key: _short(value) for key, value in entry.items()} for entry in log],
+        "seconds": {"training": round(trained - began), "measuring": round(time.perf_counter() - trained)},
+    }
+    CELLS.mkdir(exist_ok=True)
+    write_text(cell.path, json.dumps(content, separators=(",", ":")) + "\n")
+    if folder != base:
+        shutil.rmtree(folder)
+    return content
+
+
+def examples(split: str, language: str, data: Path, count: int | None = None) -> list[ParallelExample]:
+    return [ParallelExample.from_dict(row, row["id"]) for row in pairs.rows(split, language, data, count)]
+
+
+def _modes(run: Run) -> tuple[str, ...]:
+    connection = run.connection()
+    return ("none",) if connection is None else ("none", *(one for one in connection.modes if one != "none"))
+
+
+def _measured(run: Run, asked: Sequence[ParallelExample], mode: str) -> dict[str, list[float]]:
+    """Of each example: nats of its answer, nats of the answer's first token, tokens."""
+    nats, first, tokens = [], [], []
+    for one in answer_nats(run, asked, mode):
+        nats.append(_short(one.sum().item()))
+        first.append(_short(one[0].item()))
+        tokens.append(len(one))
+    return {"nats": nats, "first": first, "tokens": tokens}
+
+
+@torch.no_grad()
+def answer_nats(
+    run: Run, asked: Sequence[ParallelExample], mode: str = "none", size: int = 16
+) -> Iterator[torch.Tensor]:
+    """Nats of the tokens of each answer, (T,) each, in the order of the examples.
+
+    Args:
+        mode: of the run's connection: none, matrix, or english, where the English prompt is read too.
+    """
+    anatomy = Anatomy(run.model)
+    dataset, _ = tokenize_examples(asked, run.tokenizer, pairs.STYLE, MAX_LENGTH)
+    order = sorted(range(len(dataset)), key=lambda number: len(dataset[number]["input_ids"]))
+    collator = ParallelCollator.for_tokenizer(run.tokenizer)
+    device = next(run.model.parameters()).device
+    found: dict[int, torch.Tensor] = {}
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        batch = {name: value.to(device) for name, value in collator([dataset[number] for number in chosen]).items()}
+        prompt = torch.arange(batch["input_ids"].shape[1], device=device) < batch["prompt_length"][:, None]
+        with ExitStack() as stack:
+            connection = run.connection()
+            if connection is not None and mode != "none":
+                english = (batch["english_input_ids"], batch["english_attention_mask"]) if mode == "english" else ()
+                lent = connection.lend(batch["input_ids"], prompt.long(), *english)
+                stack.enter_context(connection.at(list(lent), batch["prompt_length"] - 1))
+            states = anatomy.decoder(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+            ).last_hidden_state
+        labels = batch["labels"][:, 1:]
+        nats = chunked_token_nats(
+            states[:, :-1][labels != IGNORE], labels[labels != IGNORE], anatomy.logits, vocab_size=anatomy.vocab_size
+        ).cpu()
+        for number, part in zip(chosen, nats.split((labels != IGNORE).sum(dim=1).tolist()), strict=True):
+            found[number] = part
+    yield from (found[number] for number in range(len(order)))
+
+
+def _mexa(run: Run, asked: Sequence[ParallelExample]) -> Any:
+    report = inspect(run, asked, measures=["similarity"], style=pairs.STYLE, batch_size=16, max_length=MAX_LENGTH)
+    (found,) = report["languages"].values()
+    return found["similarity"]
+
+
+def _short(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def _commit() -> str:
+    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=CELLS.parent)
+    return asked.stdout.strip() or "unknown"
