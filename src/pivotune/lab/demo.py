@@ -30,7 +30,19 @@ from pivotune.checkpoint import Run
 from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
 from pivotune.files import make_folder, write_text
 from pivotune.lab.base import base_path, load_base
-from pivotune.lab.settings import BASE, EPOCHS, INSIDE_PAIRS, MAX_LENGTH, STYLE, TRAINING, Setting, by_name
+from pivotune.lab.settings import (
+    BASE,
+    CC,
+    EPOCHS,
+    FEATURE,
+    INSIDE_PAIRS,
+    LOGITS,
+    MAX_LENGTH,
+    STYLE,
+    TFT,
+    TRAINING,
+    Setting,
+)
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.trial import Record, ask, choose, open_row, parallel, spread, train_row
 from pivotune.lab.workers import Job, Report, computing_on, side_by_side, threads
@@ -44,7 +56,8 @@ from pivotune.tables import table
 NAMES = {language: str(Locale(language).english_name) for language in LANGUAGES}
 
 ROWS = {"TFT": 1e-4, "logits": 1e-4, "feature": 5e-5, "CC": 2e-4}
-"""Rows of the headline grid, and the learning rates that development facts have chosen for them (RESULTS.md)."""
+"""The rows, and the learning rates that development facts have chosen for them (docs/results/methods.md)."""
+SETTINGS = {setting.name: setting for setting in (TFT, LOGITS, FEATURE, CC)}
 
 TITLES = {
     "TFT": "TFT",
@@ -113,7 +126,7 @@ def demo(
     layers = choice.conversion_layer, choice.thinking_layer
     print(f"Layers to supervise: {layers[0]} and {layers[1]}.", flush=True)
 
-    rows = [BASE, *(by_name(name).at_layers(layers) for name in ROWS)]
+    rows = [BASE, *(SETTINGS[name].at_layers(layers) for name in ROWS)]
     steps = math.ceil(epochs * math.ceil(len(training) / TRAINING["per_device_train_batch_size"]))
     jobs = [
         Job(
