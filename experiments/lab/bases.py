@@ -1,7 +1,7 @@
 """Which levers on the base model make it more like the papers' models, and do the methods then help?
 
-    python -m experiments.bases [--workers 2] [--results RESULTS.md]
-    python -m experiments.bases --variants NAMES --split heldout --seeds 3 [--results RESULTS.md]
+    python -m experiments.lab.bases [--workers 2] [--results RESULTS.md]
+    python -m experiments.lab.bases --variants NAMES --split heldout --seeds 3 [--results RESULTS.md]
 
 Bases that differ from the shipped one in one or two things are trained from scratch, asked for development facts, and
 fine-tuned with the rows that matter most. A change is a lead where a method gains on it what it does not gain on the
@@ -30,20 +30,23 @@ import torch
 from babel.core import get_global
 from transformers.utils import logging
 
-from experiments import results, statistics
-from experiments.bottleneck import answer, carried, own_subject, own_value
-from experiments.cells import Lab, content_hash, environment, read_result, write_result
-from experiments.cost import steps_of
-from experiments.lab import RATES, chosen_rate
-from experiments.results import ALL, LEVEL
+from experiments import intervals, pages
+from experiments.cells import content_hash, environment, read_result, write_result
+from experiments.lab.bottleneck import answer, carried, own_subject, own_value
+from experiments.lab.cell import Lab
+from experiments.lab.cost import steps_of
+from experiments.lab.examine import examine
+from experiments.lab.grids import RATES, chosen_rate
+from experiments.lab.rows import TFT, by_name
+from experiments.lab.tables import ALL, LEVEL
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import load_run
 from pivotune.errors import PivotuneError, check_choice
 from pivotune.lab import base
-from pivotune.lab.settings import EPOCHS, TFT, TRAINING, by_name
+from pivotune.lab.settings import EPOCHS, TRAINING
 from pivotune.lab.templates import LANGUAGES, SCAFFOLD
 from pivotune.lab.text import WEIGHTS, Pool, Weights, pools, stream
-from pivotune.lab.trial import choose, examine, train_row
+from pivotune.lab.trial import choose, train_row
 from pivotune.lab.world import KNOWN, Fact, World, in_sentence, mixed_prompt
 from pivotune.tables import table
 
@@ -177,7 +180,9 @@ def text_of(variant: Variant, world: World) -> list[Pool[str]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.bases", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m experiments.lab.bases",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--workers", type=int, default=2, help="processes, each on one thread")
     parser.add_argument("--variants", help="only these, separated by semicolons")
@@ -208,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seeds = "one seed" if options.seeds == 1 else f"{options.seeds} seeds"
     about = [f"one base of each kind, {seeds} of each row; {options.split} facts"]
     section = "bases" if options.split == "development" else f"bases {options.split}"
-    results.publish("bases", given, done.values(), about, render(done), options.results, section)
+    pages.publish("lab.bases", given, done.values(), about, render(done), options.results, section)
     return 0
 
 
@@ -347,10 +352,10 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> str:
             *of_shipped,
             "The bases. Foreign subject: English questions in which the subject alone has its name in another "
             "language. English lent: own questions right in the own language; how many more are with the content of "
-            "the English pass at the token before the answer (`carried` in `experiments.bottleneck`) [95 % interval "
-            "over facts], behind the layer where this does most, which takes some luck. Layers: what the rule finds. "
-            "English mass: the largest probability that the lens gives to a first token of the English answer, and its "
-            "layer. Cosine of the question to its English counterpart: the largest, and its layer.",
+            "the English pass at the token before the answer (`carried` in `experiments.lab.bottleneck`) [95 % "
+            "interval over facts], behind the layer where this does most, which takes some luck. Layers: what the "
+            "rule finds. English mass: the largest probability that the lens gives to a first token of the English "
+            "answer, and its layer. Cosine of the question to its English counterpart: the largest, and its layer.",
             table(
                 ["base", "English, %", "foreign subject, %", "English lent, %", "layers", "English mass", "cosine"],
                 inside,
@@ -371,7 +376,7 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> str:
 def _lent(carried: Mapping[str, Mapping[str, Sequence[int]]]) -> str:
     """Right without anything lent, and what is gained behind the best layer."""
     nothing, *lent = (
-        statistics.macro(
+        intervals.macro(
             [
                 ([f"{language} {k}" for k in range(len(right))], np.array([right], dtype=np.float64))
                 for language, right in of_language.items()
@@ -380,7 +385,7 @@ def _lent(carried: Mapping[str, Mapping[str, Sequence[int]]]) -> str:
         for of_language in carried.values()
     )
     best = int(np.argmax([of_layer.mean() for of_layer in lent]))
-    gain = results.points(statistics.difference(lent[best], nothing))
+    gain = pages.points(intervals.difference(lent[best], nothing))
     return f"{100 * nothing.mean():.1f}; {gain} at {1 + best}"
 
 
@@ -394,9 +399,9 @@ def _gains(bases: Sequence[tuple[np.ndarray, ...]]) -> list[str]:
     pairs = ((feature, plain), (matrix, plain), (english, plain), (english, matrix))
     stars = [""] * len(pairs)
     if len(plain) > 1:
-        p = statistics.holm([statistics.crossed_test(row, other) for row, other in pairs])
+        p = intervals.holm([intervals.crossed_test(row, other) for row, other in pairs])
         stars = ["*" if value < LEVEL else "" for value in p]
-    gains = [results.points(statistics.difference(row, other)) for row, other in pairs]
+    gains = [pages.points(intervals.difference(row, other)) for row, other in pairs]
     return [
         *(f"{100 * score.mean():.1f}" for score in (untrained, plain)),
         *(gain + star for gain, star in zip(gains, stars, strict=True)),
@@ -422,7 +427,7 @@ def _table(row: Sequence[Mapping[str, Any]], mode: str, languages: Sequence[str]
     """(S, F): right or wrong, weighted so that each language counts the same."""
     of_seed = [next(iter(one["answers"].values())) for one in row]
     asked = [answers[mode if mode in answers else "none"] for answers in of_seed]
-    return statistics.macro(
+    return intervals.macro(
         [
             (asked[0][language]["items"], np.array([one[language]["right"] for one in asked], dtype=np.float64))
             for language in languages

@@ -1,6 +1,6 @@
 """Where is a held-out question lost, and could English have helped? The lab's rows taken apart.
 
-    python -m experiments.bottleneck [--seeds 3] [--workers 2] [--results RESULTS.md]
+    python -m experiments.lab.bottleneck [--seeds 3] [--workers 2] [--results RESULTS.md]
 
 Four questions, each answered by an intervention on trained models:
 
@@ -36,17 +36,19 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from experiments import results, statistics
-from experiments.cells import Cell, Lab, environment, read_result, trained, write_result
-from experiments.lab import RATES, chosen_rate
-from experiments.results import ALL, KINDS, kind_of
-from experiments.tasks import shuffled
+from experiments import intervals, pages
+from experiments.cells import environment, read_result, write_result
+from experiments.lab.cell import Cell, Lab, trained
+from experiments.lab.grids import RATES, chosen_rate
+from experiments.lab.rows import BASE, TFT, GridSetting, by_name
+from experiments.lab.tables import ALL, KINDS, kind_of
+from experiments.lab.tasks import shuffled
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import load_run
 from pivotune.connection import connect
 from pivotune.errors import PivotuneError
 from pivotune.lab.base import base_path
-from pivotune.lab.settings import ANSWER_TOKENS, BASE, EPOCHS, TFT, Setting, by_name
+from pivotune.lab.settings import ANSWER_TOKENS, EPOCHS
 from pivotune.lab.templates import LANGUAGES, MEANING, SCAFFOLD
 from pivotune.lab.trial import Record, ask, item
 from pivotune.lab.world import Fact, World, mixed_prompt
@@ -94,7 +96,7 @@ Given = dict[str, list[str]]
 class Subject:
     """One model of this experiment: a row and a seed."""
 
-    setting: Setting
+    setting: GridSetting
     seed: int
 
     def cell(self, lab: Lab) -> Cell:
@@ -106,7 +108,7 @@ class Subject:
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.bottleneck",
+        prog="python -m experiments.lab.bottleneck",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -136,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"base model {lab.base_hash[:12]}",
         f"seeds: {options.seeds} of each row; held-out facts of which the subject has a name of its own: {counts}",
     ]
-    results.publish("bottleneck", given, every, about, render(found, lab), options.results)
+    pages.publish("lab.bottleneck", given, every, about, render(found, lab), options.results)
     return 0
 
 
@@ -549,16 +551,16 @@ def _said(
 
 def _interval(
     tables: Sequence[Mapping[str, np.ndarray]], of_language: Mapping[str, Sequence[Fact]]
-) -> statistics.Interval:
+) -> intervals.Interval:
     """Of one table per seed; each language counts the same."""
 
     def macro(of_one: Callable[[str], np.ndarray]) -> np.ndarray:
-        return statistics.macro(
+        return intervals.macro(
             [([fact.id for fact in some], of_one(language)) for language, some in of_language.items()]
         )[1]
 
     right_SF = macro(lambda language: np.stack([one[language] for one in tables]))
-    return statistics.ratio(right_SF, macro(lambda language: np.ones((1, len(of_language[language]))))[0])
+    return intervals.ratio(right_SF, macro(lambda language: np.ones((1, len(of_language[language]))))[0])
 
 
 def _links(found: Mapping[str, Sequence[Mapping[str, Any]]], of_language: Mapping[str, Sequence[Fact]]) -> str:
@@ -569,7 +571,7 @@ def _links(found: Mapping[str, Sequence[Mapping[str, Any]]], of_language: Mappin
     body = [
         [
             text,
-            *(results.percent(_interval([one[link] for one in some], of_language)) for some in right.values()),
+            *(pages.percent(_interval([one[link] for one in some], of_language)) for some in right.values()),
         ]
         for link, text in LINKS.items()
     ]

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from experiments.lab.rows import GridSetting
 from pivotune.anatomy import Anatomy
-from pivotune.lab.settings import Setting
 
 FORWARD, FROZEN, TRAINED = 2, 4, 6  # FLOPs per parameter and token
 
@@ -46,7 +46,7 @@ class Cost:
     afterwards: float
 
 
-def cost(setting: Setting, rows: Sequence[Mapping[str, Any]], size: Size) -> Cost:
+def cost(setting: GridSetting, rows: Sequence[Mapping[str, Any]], size: Size) -> Cost:
     """What a row of the grid costs.
 
     Args:
@@ -65,7 +65,7 @@ def cost(setting: Setting, rows: Sequence[Mapping[str, Any]], size: Size) -> Cos
     return Cost(epoch, FORWARD * read * size.layers * size.layer)
 
 
-def _example(setting: Setting, row: Mapping[str, Any], size: Size) -> float:
+def _example(setting: GridSetting, row: Mapping[str, Any], size: Size) -> float:
     prompt, whole = row["prompt_length"], len(row["input_ids"])
     flops = TRAINED * (whole * size.layers * size.layer + (whole - prompt) * size.head)
     if row["english_prompt_ids"] is None:

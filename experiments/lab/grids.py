@@ -32,25 +32,27 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from experiments import results
-from experiments.cells import Cell, Lab, environment, read_result, result_file, work
-from experiments.tasks import TASKS
-from pivotune.errors import PivotuneError, check_choice
-from pivotune.lab.base import base_path
-from pivotune.lab.settings import (
+from experiments import pages
+from experiments.cells import environment, read_result, result_file
+from experiments.lab import tables
+from experiments.lab.cell import Cell, Lab, work
+from experiments.lab.rows import (
     ABLATIONS,
     BASE,
-    EPOCHS,
     HEADLINE,
     LEARNING_RATES,
     METHODS,
     TFT,
     TUNING_SEEDS,
-    Setting,
+    GridSetting,
     by_name,
     layer_pairs,
     reference_of,
 )
+from experiments.lab.tasks import TASKS
+from pivotune.errors import PivotuneError, check_choice
+from pivotune.lab.base import base_path
+from pivotune.lab.settings import EPOCHS
 
 SEEDS = {"learning_rate": 2, "headline": 5, "layers": 3, "ablations": 3}
 """The grids, and how many seeds each has by default."""
@@ -108,10 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{len(left)} cells are open; the table is made when all are done. Run the same command again.")
         return 1 if failed else 0
     every = plan.results(list(plan.cells.values()))
-    section = f"{results.provenance(options.command, every, options.split)}\n\n{grid.render(plan)}"
+    section = f"{tables.provenance(options.command, every, options.split)}\n\n{grid.render(plan)}"
     print(f"\n{section}")
     if options.results:
-        results.write_section(Path(options.results), _section_name(options), section)
+        pages.write_section(Path(options.results), _section_name(options), section)
         print(f"\nWritten: {options.results}")
     return 0
 
@@ -183,7 +185,7 @@ class Grid:
     def render(self, plan: Plan) -> str:
         raise NotImplementedError
 
-    def wanted(self, settings: Sequence[Setting]) -> list[Setting]:
+    def wanted(self, settings: Sequence[GridSetting]) -> list[GridSetting]:
         """The rows asked for, with numbers for layers."""
         rows = self.options.rows
         if rows:
@@ -192,7 +194,7 @@ class Grid:
         chosen = [setting for setting in settings if not rows or setting.name in rows]
         return [setting.at_layers(self.lab.layers) for setting in chosen]
 
-    def add(self, setting: Setting, seeds: Sequence[int] | None = None, **changed: Any) -> list[Cell]:
+    def add(self, setting: GridSetting, seeds: Sequence[int] | None = None, **changed: Any) -> list[Cell]:
         """One cell per seed, in the grid and returned; a rate that is not given is the one chosen for the method."""
         if "learning_rate" not in changed:
             changed["learning_rate"] = self._rate(setting)
@@ -205,7 +207,7 @@ class Grid:
         self.cells += made
         return made
 
-    def _rate(self, setting: Setting) -> float:
+    def _rate(self, setting: GridSetting) -> float:
         if not setting.trained:
             return 0.0
         if self.options.learning_rate is not None:
@@ -234,7 +236,7 @@ class LearningRate(Grid):
         chosen = {name: _best_rate(name, of_rate) for name, of_rate in scores.items()}
         if not (self.options.shorter or self.options.learning_rate):
             self._keep(chosen, scores)
-        return results.learning_rates(scores, chosen, self.lab.task.name)
+        return tables.learning_rates(scores, chosen, self.lab.task.name)
 
     def _keep(self, chosen: Mapping[str, float], scores: Mapping[str, Mapping[float, float | None]]) -> None:
         """Into the file; other rows' rates stay, if they were chosen on this base and these data."""
@@ -251,12 +253,12 @@ class LearningRate(Grid):
         }
         RATES.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
-    def _score(self, setting: Setting, found: list[dict[str, Any]], seeds: int) -> float | None:
+    def _score(self, setting: GridSetting, found: list[dict[str, Any]], seeds: int) -> float | None:
         """Of one rate on development facts; None where a seed failed."""
         if len(found) < seeds:
             return None
-        row = results.rows_of(setting, found)[0]
-        return float(row.answers(self.options.split, results.ALL, self.lab.languages).mean())
+        row = tables.rows_of(setting, found)[0]
+        return float(row.answers(self.options.split, tables.ALL, self.lab.languages).mean())
 
 
 def _best_rate(name: str, scores: Mapping[float, float | None]) -> float:
@@ -286,7 +288,7 @@ class Headline(Grid):
             for name, made in (("steps", self.steps), ("flops", self.flops))
         }
         (base,) = plan.results(self.base)
-        return results.headline(by_budget, base, self.lab.languages, self.options.split, self.lab.gold, self.lab.task)
+        return tables.headline(by_budget, base, self.lab.languages, self.options.split, self.lab.gold, self.lab.task)
 
 
 class Layers(Grid):
@@ -305,11 +307,11 @@ class Layers(Grid):
 
     def render(self, plan: Plan) -> str:
         rows = {
-            pair: results.Row(self.settings[pair].name, self.settings[pair], "none", plan.results(cells))
+            pair: tables.Row(self.settings[pair].name, self.settings[pair], "none", plan.results(cells))
             for pair, cells in self.pairs.items()
         }
         figure = Path(self.options.folder) / f"layers {self.options.of}".replace(" ", "_").replace(",", "")
-        text = results.layers(rows, self.lab.choice, self.lab.languages, figure)
+        text = tables.layers(rows, self.lab.choice, self.lab.languages, figure)
         print(f"Figure: {figure}.png")
         return f"Row: {self.options.of}.\n\n{text}"
 
@@ -324,7 +326,7 @@ class Ablations(Grid):
         self.references = {name: self.add(by_name(name).at_layers(lab.layers)) for name in names}
 
     def render(self, plan: Plan) -> str:
-        return results.ablations(
+        return tables.ablations(
             [(setting, plan.results(cells)) for setting, cells in self.changed],
             {name: plan.results(cells) for name, cells in self.references.items()},
             self.lab.languages,
@@ -341,7 +343,7 @@ _GRIDS: Mapping[str, type[Grid]] = {
 }
 
 
-def chosen_rate(setting: Setting, lab: Lab, path: Path) -> float:
+def chosen_rate(setting: GridSetting, lab: Lab, path: Path) -> float:
     """The learning rate of a row's method, from the grid that chose it.
 
     Raises:
@@ -423,10 +425,3 @@ def _section_name(options: argparse.Namespace) -> str:
 
 def _listed(value: str | None, separator: str) -> list[str]:
     return [part.strip() for part in (value or "").split(separator) if part.strip()]
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except PivotuneError as error:
-        sys.exit(f"error: {error}")

@@ -36,7 +36,7 @@ from dataclasses import dataclass, replace
 from itertools import count, islice, permutations
 from typing import Any
 
-from pivotune.lab.skill_templates import (
+from experiments.lab.skill_templates import (
     AGES,
     ALIKE,
     CATEGORIES,

@@ -1,13 +1,10 @@
-"""RESULTS.md: what the cells of a grid say, as tables between markers. Prose outside the markers is left alone.
+"""What the cells of a grid say, in tables.
 
-Every number of RESULTS.md is inside a section that this file writes, and every sentence in a section that judges
-(gains, moved, within the interval) is computed from the same numbers.
+Every sentence that judges (gains, moved, within the interval) is computed from the same numbers.
 """
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from experiments import statistics
-from experiments.statistics import Interval
+from experiments import intervals
+from experiments.intervals import Interval
+from experiments.lab.rows import BASE, BROKEN, TFT, GridSetting, by_name
+from experiments.pages import origin, percent, points
 from pivotune.errors import PivotuneError
-from pivotune.lab.settings import BASE, BROKEN, TFT, Setting, by_name
 from pivotune.lens import LayerChoice
 from pivotune.plotting import new_figure, save
 from pivotune.tables import table
@@ -54,14 +52,14 @@ class Row:
     """One line of a table: a setting, how it is asked, and its results, one per seed."""
 
     label: str
-    setting: Setting
+    setting: GridSetting
     mode: str
     results: Sequence[Mapping[str, Any]]
 
     def answers(self, split: str, column: str, languages: Sequence[str]) -> np.ndarray:
         """(S, F): right or wrong; for ALL weighted so that each language counts the same."""
         if column == ALL:
-            return statistics.macro([self._of(split, language) for language in languages])[1]
+            return intervals.macro([self._of(split, language) for language in languages])[1]
         return self._of(split, "en" if column == "English" else column)[1]
 
     def of_kind(self, split: str, languages: Sequence[str], wanted: Callable[[str], bool]) -> np.ndarray:
@@ -72,7 +70,7 @@ class Row:
             columns = [k for k, name in enumerate(items) if wanted(name)]
             if columns:
                 tables.append(([items[k] for k in columns], right_SF[:, columns]))
-        return statistics.macro(tables)[1]
+        return intervals.macro(tables)[1]
 
     def kinds(self, split: str, languages: Sequence[str], gold: Gold) -> dict[str, float]:
         """Shares of the kinds of answers, mean over languages and seeds."""
@@ -99,59 +97,12 @@ def kind_of(answer: str, right: tuple[str, str], others: Collection[str]) -> str
     return KINDS[said.index(True)]
 
 
-def rows_of(setting: Setting, results: Sequence[Mapping[str, Any]]) -> list[Row]:
+def rows_of(setting: GridSetting, results: Sequence[Mapping[str, Any]]) -> list[Row]:
     """One row; three for a connected run, asked with its matrix, with real English and without a connection."""
     if setting.cc_tuning is None:
         return [Row(setting.name, setting, "none", results)]
     modes: dict[str, str] = {"": "matrix", " [real English]": "english", " [no connection]": "none"}
     return [Row(setting.name + label, setting, mode, results) for label, mode in modes.items()]
-
-
-# The file ------------------------------------------------------------------------------------------------------------
-
-
-def write_section(path: Path, name: str, content: str) -> None:
-    """Put the content between the section's markers; a section that is not there yet goes to the end."""
-    begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    body = content.strip("\n")  # the command of the head is an indented block
-    section = f"{begin}\n{body}\n{end}"
-    if begin not in text:
-        path.write_text(f"{text.rstrip()}\n\n{section}\n".lstrip(), encoding="utf-8")
-        return
-    if end not in text.split(begin, 1)[1]:
-        raise PivotuneError(f"{path}: {begin} has no {end} behind it. Restore the marker.")
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", flags=re.DOTALL)
-    path.write_text(pattern.sub(lambda _: section, text, count=1), encoding="utf-8")
-
-
-def publish(
-    name: str,
-    given: Sequence[str],
-    results: Iterable[Mapping[str, Any]],
-    about: Iterable[str],
-    body: str,
-    path: Path | None,
-    section: str | None = None,
-) -> None:
-    """Print the section of `python -m experiments.NAME GIVEN`; write it into the file, where there is one.
-
-    `results` have the commit, versions and machine that each was made with; `about` are further lines of the head. The
-    section is called as the experiment, unless `section` gives it a name.
-    """
-    head = [f"    {shlex.join(['python', '-m', f'experiments.{name}', *given])}", "", *_origin(results)]
-    text = "\n".join([*head, *(f"* {line}" for line in about)]) + f"\n\n{body}"
-    print(f"\n{text}")
-    if path:
-        write_section(path, section or name, text)
-
-
-def _origin(results: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What made the results, in two lines: commits; versions and machines."""
-    results = list(results)
-    commits, machines = (sorted({one[what] for one in results}) for what in ("commit", "machine"))
-    versions = sorted({", ".join(f"{name} {v}" for name, v in one["versions"].items()) for one in results})
-    return [f"* commit: {'; '.join(commits)}", f"* {'; '.join(versions)}; {'; '.join(machines)}"]
 
 
 def provenance(command: str, results: Iterable[Mapping[str, Any]], split: str) -> str:
@@ -160,7 +111,7 @@ def provenance(command: str, results: Iterable[Mapping[str, Any]], split: str) -
     first = results[0]
     asked = first["answers"][split]["none"]
     counts = ", ".join(f"{language} {len(found['right'])}" for language, found in asked.items())
-    commit, made_with = _origin(results)
+    commit, made_with = origin(results)
     seeds = sorted({one["cell"]["seed"] for one in results if one["steps"]})
     hours = sum(one["seconds"] for one in results) / 3600
     lines = [
@@ -179,7 +130,7 @@ def provenance(command: str, results: Iterable[Mapping[str, Any]], split: str) -
 
 
 def headline(
-    by_budget: Mapping[str, Sequence[tuple[Setting, Sequence[Mapping[str, Any]]]]],
+    by_budget: Mapping[str, Sequence[tuple[GridSetting, Sequence[Mapping[str, Any]]]]],
     base: Mapping[str, Any],
     languages: Sequence[str],
     split: str,
@@ -236,7 +187,7 @@ def headline(
 
 
 def ablations(
-    settings: Sequence[tuple[Setting, Sequence[Mapping[str, Any]]]],
+    settings: Sequence[tuple[GridSetting, Sequence[Mapping[str, Any]]]],
     references: Mapping[str, Sequence[Mapping[str, Any]]],
     languages: Sequence[str],
     split: str,
@@ -305,11 +256,11 @@ def layers(
         if pair == picked:
             verdicts.append(f"* {_pair(pair)}, {what}: it is **the rule's own pair**.")
             continue
-        gap = statistics.difference(held[pair], held[picked])
-        p = statistics.crossed_test(held[pair], held[picked])
+        gap = intervals.difference(held[pair], held[picked])
+        p = intervals.crossed_test(held[pair], held[picked])
         verdict = "within the interval of" if gap.low <= 0 else "below"
         verdicts.append(
-            f"* {_pair(pair)}, {what}: {percent(statistics.interval(held[pair]))}. It leads the rule's pair by "
+            f"* {_pair(pair)}, {what}: {percent(intervals.interval(held[pair]))}. It leads the rule's pair by "
             f"{points(gap)} points, p (method) {_p(p)}: the rule's pair is **{verdict}** it."
         )
     curve = choice.curves["target"]
@@ -337,7 +288,7 @@ def layers(
             f"({'two drops found' if choice.found else 'the fallback'}{confidence}).",
             f"Exact match in percent on held-out facts, {ALL}, by the two layers:",
             matrix,
-            f"The rule's pair scores {percent(statistics.interval(held[picked]))}, rank {rank} of {len(pairs)}; the "
+            f"The rule's pair scores {percent(intervals.interval(held[picked]))}, rank {rank} of {len(pairs)}; the "
             f"median pair scores {100 * median(means['heldout'].values()):.1f}.",
             "\n".join(verdicts),
         ]
@@ -356,7 +307,7 @@ _COMPARISON_NOTE = (
 
 def _scores(rows: Sequence[Row], columns: Sequence[str], languages: Sequence[str], split: str) -> str:
     body = [
-        [row.label, *(percent(statistics.interval(row.answers(split, column, languages))) for column in columns)]
+        [row.label, *(percent(intervals.interval(row.answers(split, column, languages))) for column in columns)]
         for row in rows
     ]
     return table(["", *columns], body, markdown=True)
@@ -385,12 +336,12 @@ def _comparisons(
                 own_SF, other_SF = (one.answers(split, column, languages) for one in (row, other(row)))
                 paired_seeds = len(own_SF) == len(other_SF)
                 found[row.label, column] = _Comparison(
-                    statistics.difference(own_SF, other_SF),
-                    statistics.sign_flip(own_SF, other_SF),
-                    statistics.crossed_test(own_SF, other_SF) if paired_seeds else float("nan"),
+                    intervals.difference(own_SF, other_SF),
+                    intervals.sign_flip(own_SF, other_SF),
+                    intervals.crossed_test(own_SF, other_SF) if paired_seeds else float("nan"),
                 )
-        models = statistics.holm([one.models for one in found.values()])
-        method = statistics.holm([one.method for one in found.values()])
+        models = intervals.holm([one.models for one in found.values()])
+        method = intervals.holm([one.method for one in found.values()])
         return {
             name: replace(one, models=p, method=q)
             for (name, one), p, q in zip(found.items(), models, method, strict=True)
@@ -421,15 +372,15 @@ def _by_kind(rows: Sequence[Row], base: Row, tft: Row, languages: Sequence[str],
     def table_of(row: Row, kind: str) -> np.ndarray:
         return row.of_kind(split, languages, lambda name: task.kind(name) == kind)
 
-    body = [[row.label, *(percent(statistics.interval(table_of(row, kind))) for kind in kinds)] for row in (base, tft)]
+    body = [[row.label, *(percent(intervals.interval(table_of(row, kind))) for kind in kinds)] for row in (base, tft)]
     found: dict[tuple[str, str], _Comparison] = {}
     for row in rows:
         for kind in kinds:
             own_SF, other_SF = table_of(row, kind), table_of(tft, kind)
             paired = len(own_SF) == len(other_SF)
-            p = statistics.crossed_test(own_SF, other_SF) if paired else float("nan")
-            found[row.label, kind] = _Comparison(statistics.difference(own_SF, other_SF), p, p)
-    corrected = statistics.holm([one.method for one in found.values()])
+            p = intervals.crossed_test(own_SF, other_SF) if paired else float("nan")
+            found[row.label, kind] = _Comparison(intervals.difference(own_SF, other_SF), p, p)
+    corrected = intervals.holm([one.method for one in found.values()])
     for (name, one), p in zip(list(found.items()), corrected, strict=True):
         found[name] = replace(one, method=p)
     body += [[row.label, *(_starred(found[row.label, kind]) for kind in kinds)] for row in rows]
@@ -527,7 +478,7 @@ def _moved(row: Row, tft: Row, languages: Sequence[str]) -> tuple[str, str]:
         layer = getattr(options, where)
         own, plain = (_of_layer(one, (name, layer), languages) for one in (row, tft))
         if len(own) == len(plain):
-            gap = statistics.over_seeds([a - b for a, b in zip(own, plain, strict=True)])
+            gap = intervals.over_seeds([a - b for a, b in zip(own, plain, strict=True)])
             toward = gap.high < 0 if better < 0 else gap.low > 0
             away = gap.low > 0 if better < 0 else gap.high < 0
             verdict = "yes" if toward else "away" if away else "no"
@@ -562,15 +513,15 @@ def _connection(steps: Mapping[str, Sequence[Row]], languages: Sequence[str]) ->
 
 
 def _broken(
-    settings: Sequence[Setting], steps: Mapping[str, Sequence[Row]], languages: Sequence[str], split: str
+    settings: Sequence[GridSetting], steps: Mapping[str, Sequence[Row]], languages: Sequence[str], split: str
 ) -> str:
     body, judged = [], []
     for setting in settings:
         broken, intact, tft = (
             steps[name][0].answers(split, ALL, languages) for name in (setting.name, setting.tuned_as, TFT.name)
         )
-        gain, lead = statistics.difference(broken, tft), statistics.difference(intact, broken)
-        p = statistics.crossed_test(intact, broken) if len(intact) == len(broken) else float("nan")
+        gain, lead = intervals.difference(broken, tft), intervals.difference(intact, broken)
+        p = intervals.crossed_test(intact, broken) if len(intact) == len(broken) else float("nan")
         body.append([setting.name, points(gain), points(lead), _p(p)])
         judged.append(
             f"{setting.name}: {'a gain, so the method is not what its name says' if gain.low > 0 else 'no gain'}"
@@ -599,16 +550,6 @@ def _heat_map(score: Mapping[tuple[int, int], float], picked: tuple[int, int], p
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------
-
-
-def percent(value: Interval) -> str:
-    mean, low, high = (f"{100 * part:.1f}" for part in value)
-    return f"{mean} [{low}, {high}]"
-
-
-def points(value: Interval) -> str:
-    mean, low, high = (f"{round(100 * part, 1) + 0.0:+.1f}" for part in value)  # + 0.0: no minus before a zero
-    return f"{mean} [{low}, {high}]"
 
 
 def _starred(one: _Comparison) -> str:

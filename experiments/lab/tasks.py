@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Protocol
 
-from pivotune.lab import skills
-from pivotune.lab.settings import Recipe
+from experiments.lab import skills
+from experiments.lab.rows import Recipe
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.trial import Record
 from pivotune.lab.world import World

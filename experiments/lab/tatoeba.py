@@ -1,6 +1,6 @@
 """Does deep supervision bring real sentences closer to their English translations? Tatoeba, before and after.
 
-    python -m experiments.tatoeba --data FOLDER [--seeds 3]
+    python -m experiments.lab.tatoeba --data FOLDER [--seeds 3]
 
 Models are trained as in the lab's grids, on the lab's questions; then each layer's states of Tatoeba's sentence pairs,
 which no run has been trained on, are compared with those of the base model, pair by pair. FOLDER holds files as Tatoeba
@@ -27,15 +27,17 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from experiments import results, statistics
-from experiments.cells import Cell, Lab, environment, trained
-from experiments.lab import RATES, chosen_rate
+from experiments import intervals, pages
+from experiments.cells import environment
+from experiments.lab.cell import Cell, Lab, trained
+from experiments.lab.grids import RATES, chosen_rate
+from experiments.lab.rows import TFT, by_name
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import load_run
 from pivotune.data import ParallelExample, Text
 from pivotune.errors import PivotuneError
 from pivotune.lab.base import base_path
-from pivotune.lab.settings import EPOCHS, MAX_LENGTH, STYLE, TFT, by_name
+from pivotune.lab.settings import EPOCHS, MAX_LENGTH, STYLE
 from pivotune.lens.reading import Measure, PairStream, read
 from pivotune.lens.similarity import SimilarityMeasure
 from pivotune.objectives.deep_supervision.measure import SupervisionMeasure
@@ -62,7 +64,9 @@ Tables = Mapping[str, np.ndarray]
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.tatoeba", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m experiments.lab.tatoeba",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of the sentence pairs")
     parser.add_argument("--seeds", type=int, default=3, help="training runs of each method")
@@ -92,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"base model {lab.base_hash[:12]}",
         f"seeds: {options.seeds} of each method; pairs: {counts}; retrieval among {POOL}",
     ]
-    results.publish("tatoeba", given, [environment()], about, render(before, after, lab.layers), options.results)
+    pages.publish("lab.tatoeba", given, [environment()], about, render(before, after, lab.layers), options.results)
     return 0
 
 
@@ -188,14 +192,14 @@ def render(
         body = [
             [
                 "base model",
-                *(_shown(statistics.interval(tables[n][None, :, k]), f, d) for _, n, k, f, d in wanted),
+                *(_shown(intervals.interval(tables[n][None, :, k]), f, d) for _, n, k, f, d in wanted),
             ]
         ]
         for method, runs in after.items():
             cells = []
             for _, name, layer, factor, digits in wanted:
                 ours = np.stack([run[language][name][:, layer] for run in runs])
-                difference = statistics.interval(ours - tables[name][None, :, layer])
+                difference = intervals.interval(ours - tables[name][None, :, layer])
                 star = "*" if difference.low > 0 or difference.high < 0 else ""
                 cells.append(_shown(difference, factor, digits, sign="+") + star)
             body.append([method, *cells])
@@ -203,7 +207,7 @@ def render(
     return "\n\n".join(parts)
 
 
-def _shown(one: statistics.Interval, factor: float, digits: int, sign: str = "") -> str:
+def _shown(one: intervals.Interval, factor: float, digits: int, sign: str = "") -> str:
     mean, low, high = (f"{factor * value:{sign}.{digits}f}" for value in one)
     return f"{mean} [{low}, {high}]"
 

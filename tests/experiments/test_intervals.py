@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.statistics import crossed_test, difference, holm, interval, macro, over_seeds, sign_flip
+from experiments.intervals import crossed_test, difference, holm, interval, macro, over_seeds, sign_flip
 
 S, F = 5, 120
 

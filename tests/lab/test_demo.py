@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from experiments.lab import RATES
+from experiments.lab.grids import RATES
 from pivotune.errors import PivotuneError
 from pivotune.lab import demo as module
 from pivotune.lab import workers

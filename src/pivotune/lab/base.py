@@ -1,10 +1,9 @@
-"""The base models of the lab, trained by this script. That of the facts is shipped as package data.
+"""The base model of the lab: shipped as package data, trained by this script.
 
-    python -m pivotune.lab.base --output DIR [--task facts|skills] [--steps N]
+    python -m pivotune.lab.base --output DIR [--steps N]
 
 trains the tokenizer and a Llama of 5 M parameters on `pivotune.lab.text`, saves both (weights in bfloat16) with a
-`provenance.json`, and prints how many facts the model knows in each language. With `--task skills` it is a Llama of
-1.5 M parameters on the text of `pivotune.lab.skills`, and the exact match of each skill.
+`provenance.json`, and prints how many facts the model knows in each language.
 """
 
 import argparse
@@ -13,7 +12,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -31,8 +28,6 @@ from transformers import (
 )
 
 from pivotune.checkpoint import open_model, open_tokenizer
-from pivotune.lab import skills
-from pivotune.lab.skills import SKILLS, Skills
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.text import pieces, pools, stream
 from pivotune.lab.trial import Record, ask
@@ -40,11 +35,7 @@ from pivotune.lab.world import SPLITS, World
 
 ROWS, LENGTH = 16, 128  # a step is ROWS x LENGTH = 2,048 tokens
 VOCABULARY, LAYERS, WIDTH = 4096, 8, 192
-SKILL_VOCABULARY = 3072
-GIVEN_WEIGHT = 0.1  # of what is given in a document of the skills; what follows from it weighs 1
 LEARNING_RATE, MUON_LEARNING_RATE, WEIGHT_DECAY, WARM_UP = 3e-3, 0.02, 0.1, 100
-
-SkillBatch = tuple[Tensor, Tensor, Tensor]
 
 
 def base_path() -> Path:
@@ -65,15 +56,11 @@ def train_tokenizer(world: World, vocabulary: int = VOCABULARY) -> PreTrainedTok
 
     It may have fewer tokens than `vocabulary`, where the names give no more.
     """
-    return _tokenizer(pieces(world), vocabulary)
+    return byte_level_bpe(pieces(world), vocabulary)
 
 
-def train_skill_tokenizer() -> PreTrainedTokenizerFast:
-    """The same on the words and frames of the skills."""
-    return _tokenizer(skills.pieces(), SKILL_VOCABULARY)
-
-
-def _tokenizer(text: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def byte_level_bpe(text: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of at most `vocabulary` tokens that is trained on the text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -103,17 +90,13 @@ def new_model(
 
     `width` is a multiple of 96: heads have 32 dimensions, and the feed-forward layer is 8/3 as wide.
     """
-    return _llama(tokenizer, seed, num_layers, width, inner=8 * width // 3, heads=width // 32, tied=False)
+    return llama(tokenizer, seed, num_layers, width, inner=8 * width // 3, heads=width // 32, tied=False)
 
 
-def new_skill_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
-    """An untrained Llama: 6 layers x 128, the head tied to the embeddings; 1.5 M parameters."""
-    return _llama(tokenizer, seed, layers=6, width=128, inner=320, heads=4, tied=True)
-
-
-def _llama(
+def llama(
     tokenizer: PreTrainedTokenizerBase, seed: int, layers: int, width: int, inner: int, heads: int, tied: bool
 ) -> LlamaForCausalLM:
+    """An untrained Llama; `inner`: the width of its feed-forward layers, `tied`: the head is that of the embeddings."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -143,44 +126,10 @@ def batches(documents: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Ite
         yield rows
 
 
-def skill_batches(of: Skills, tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[SkillBatch]:
-    """Token ids, their positions in their documents, and their weights in the loss; each [ROWS, LENGTH], without end.
-
-    A row begins with a document; what does not fit is cut off.
-    """
-    documents = stream(skills.pools(of), seed)
-    while True:
-        rows: list[list[tuple[int, int, float]]] = []
-        for _ in range(ROWS):
-            row: list[tuple[int, int, float]] = []
-            while len(row) < LENGTH:
-                given, follows = next(documents)
-                first = tokenizer(given).input_ids
-                rest = [*tokenizer(follows, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-                weights = [GIVEN_WEIGHT] * len(first) + [1.0] * len(rest)
-                row += zip(first + rest, range(len(weights)), weights, strict=True)
-            rows.append(row[:LENGTH])
-        ids, positions, of_loss = (torch.tensor([[token[k] for token in row] for row in rows]) for k in range(3))
-        yield ids, positions, of_loss
-
-
 def row_loss(model: LlamaForCausalLM, rows: Tensor) -> Tensor:
     """The mean over all tokens."""
     loss: Tensor = model(input_ids=rows, labels=rows).loss
     return loss
-
-
-def skill_loss(model: LlamaForCausalLM, batch: SkillBatch) -> Tensor:
-    """The weighted mean over all tokens. A document does not see the one before it in the row.
-
-    Without a cache the model takes positions that start again for the border between two documents. Seen together, the
-    people and things of other passages keep a model as small as this one from learning to read at all.
-    """
-    ids, positions, weights = batch
-    logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, :-1]
-    of_token = cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-    weights = weights[:, 1:].flatten()
-    return (of_token * weights).sum() / weights.sum()
 
 
 def train(
@@ -247,57 +196,28 @@ def scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: Wo
     }
 
 
-def skill_scores(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, of: Skills
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Exact match per language, split and skill."""
-    return {
-        language: {
-            split: {
-                skill: round(exact_match(model, tokenizer, list(of.examples(split, language, skill))), 4)
-                for skill in SKILLS
-            }
-            for split in ("development", "heldout")
-        }
-        for language in LANGUAGES
-    }
+def write(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    command: str,
+    steps: int,
+    minutes: float,
+    score: Callable[[], Mapping[str, Any]],
+) -> None:
+    """Save a trained model with its provenance, and print that.
 
-
-def main() -> None:
-    """Train, save, score: see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m pivotune.lab.base", description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=Path, required=True, help="folder to write the model to")
-    parser.add_argument("--task", choices=("facts", "skills"), default="facts", help="what it is to be good at")
-    parser.add_argument("--steps", type=int, default=2000, help=f"steps of {ROWS * LENGTH} tokens")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the splits, the text order and the weights")
-    arguments = parser.parse_args()
-    if arguments.output.exists() and not (arguments.output.is_dir() and not any(arguments.output.iterdir())):
-        parser.error(f"--output: {arguments.output} is there already, and not empty; name a new folder")
-
-    seed, steps = arguments.seed, arguments.steps
-    start = time.time()
-    score: Callable[[], Mapping[str, Any]]
-    if arguments.task == "facts":
-        world = World.build(seed)
-        tokenizer = train_tokenizer(world)
-        model = new_model(tokenizer, seed)
-        print(f"{len(world.facts)} facts, {model.num_parameters():,} parameters", flush=True)
-        train(model, batches(stream(pools(world), seed), tokenizer), steps)
-        task, score = "", partial(scores, model, tokenizer, world)
-    else:
-        items = Skills.build(seed)
-        tokenizer = train_skill_tokenizer()
-        model = new_skill_model(tokenizer, seed)
-        print(f"{len(SKILLS)} skills, {model.num_parameters():,} parameters", flush=True)
-        train(model, skill_batches(items, tokenizer, seed), steps, loss_of=skill_loss)
-        task, score = " --task skills", partial(skill_scores, model, tokenizer, items)
-    minutes = (time.time() - start) / 60
-
-    model.bfloat16().save_pretrained(arguments.output)
-    tokenizer.save_pretrained(arguments.output)
+    Args:
+        folder: to write to.
+        command: that trained the model.
+        minutes: of training.
+        score: what the rounded weights that were saved score.
+    """
+    model.bfloat16().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     model.float()  # the scores are those of the rounded weights that were saved
     provenance = {
-        "command": f"python -m pivotune.lab.base --output DIR{task} --steps {steps} --seed {seed}",
+        "command": command,
         "steps": steps,
         "tokens": steps * ROWS * LENGTH,
         "minutes": round(minutes, 1),
@@ -305,8 +225,35 @@ def main() -> None:
         | {package: version(package) for package in ("torch", "transformers", "tokenizers", "babel", "phonenumbers")},
         "exact_match": score(),
     }
-    (arguments.output / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    (folder / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
     print(json.dumps(provenance, indent=2))
+
+
+def options(prog: str, description: str) -> argparse.Namespace:
+    """The command line of a script that trains a base model: output, steps and seed."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--output", type=Path, required=True, help="folder to write the model to")
+    parser.add_argument("--steps", type=int, default=2000, help=f"steps of {ROWS * LENGTH} tokens")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the splits, the text order and the weights")
+    found = parser.parse_args()
+    if found.output.exists() and not (found.output.is_dir() and not any(found.output.iterdir())):
+        parser.error(f"--output: {found.output} is there already, and not empty; name a new folder")
+    return found
+
+
+def main() -> None:
+    """Train, save, score: see the module's docstring."""
+    prog = "python -m pivotune.lab.base"
+    chosen = options(prog, str(__doc__).split("\n")[0])
+    start, seed, steps = time.time(), chosen.seed, chosen.steps
+    world = World.build(seed)
+    tokenizer = train_tokenizer(world)
+    model = new_model(tokenizer, seed)
+    print(f"{len(world.facts)} facts, {model.num_parameters():,} parameters", flush=True)
+    train(model, batches(stream(pools(world), seed), tokenizer), steps)
+    minutes = (time.time() - start) / 60
+    command = f"{prog} --output DIR --steps {steps} --seed {seed}"
+    write(chosen.output, model, tokenizer, command, steps, minutes, lambda: scores(model, tokenizer, world))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from experiments import bases
+from experiments.lab import bases
 from pivotune.errors import PivotuneError
 from pivotune.lab import base
 from pivotune.lab.templates import LANGUAGES

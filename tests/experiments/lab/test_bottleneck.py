@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import bottleneck, statistics
-from experiments.bottleneck import LINKS, _Last, answer, link_of
-from experiments.results import KINDS, kind_of
+from experiments import intervals
+from experiments.lab import bottleneck
+from experiments.lab.bottleneck import LINKS, _Last, answer, link_of
+from experiments.lab.rows import BASE, TFT
+from experiments.lab.tables import KINDS, kind_of
 from pivotune.anatomy import Anatomy
 from pivotune.connection import disconnect
 from pivotune.lab.base import load_base
-from pivotune.lab.settings import BASE, TFT
 from pivotune.lab.world import World, mixed_prompt
 from pivotune.objectives import CCTuningConfig
 from pivotune.objectives.cc_tuning import LinearConnection
@@ -204,10 +205,10 @@ def test_kinds_of_answers() -> None:
 def test_a_score_over_different_items_stays_a_score() -> None:
     tables = [(list("abcdef"), np.ones((2, 6))), (list("ab"), np.ones((2, 2)))]
     ones = [(names, np.ones((1, len(names)))) for names, _ in tables]
-    assert statistics.ratio(statistics.macro(tables)[1], statistics.macro(ones)[1][0]) == (1.0, 1.0, 1.0)
+    assert intervals.ratio(intervals.macro(tables)[1], intervals.macro(ones)[1][0]) == (1.0, 1.0, 1.0)
     draw = np.random.default_rng(0)
     same = (draw.random((3, 50)) < 0.4).astype(float)
-    assert statistics.ratio(same, np.ones(50)) == pytest.approx(statistics.interval(same))
+    assert intervals.ratio(same, np.ones(50)) == pytest.approx(intervals.interval(same))
 
 
 def test_the_wording_of_a_mixed_question() -> None:

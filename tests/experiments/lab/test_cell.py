@@ -11,17 +11,19 @@ from typing import Any
 
 import pytest
 
-from experiments import cells, lab, tasks
-from experiments.cells import Cell, Lab, read_result, result_file, work, write_result
-from experiments.cost import Cost, Size, affordable, cost, steps_of, total
-from experiments.lab import Plan, chosen_rate, run_all
-from experiments.tasks import Facts, Record
+from experiments.cells import read_result, result_file, write_result
+from experiments.lab import cell as module
+from experiments.lab import grids, tasks
+from experiments.lab.cell import Cell, Lab, work
+from experiments.lab.cost import Cost, Size, affordable, cost, steps_of, total
+from experiments.lab.grids import Plan, chosen_rate, run_all
+from experiments.lab.rows import ABLATIONS, HEADLINE, TFT, GridSetting, by_name
+from experiments.lab.tasks import Facts, Record
 from pivotune.errors import PivotuneError
 from pivotune.lab.base import base_path
-from pivotune.lab.settings import ABLATIONS, HEADLINE, TFT, Setting, by_name
 
 
-def cell(setting: Setting, **changed: object) -> Cell:
+def cell(setting: GridSetting, **changed: object) -> Cell:
     options = dict(learning_rate=1e-3, seed=0, budget="steps", epochs=1.0, splits=("heldout",))
     return Cell(setting, **(options | changed))  # type: ignore[arg-type]
 
@@ -56,7 +58,7 @@ def opened() -> Lab:
     return Lab(str(base_path()), "few facts", FewFacts.languages)
 
 
-def every(opened: Lab) -> list[Setting]:
+def every(opened: Lab) -> list[GridSetting]:
     return [setting.at_layers((1, 4)) for setting in (*HEADLINE, *ABLATIONS)]
 
 
@@ -93,10 +95,10 @@ def test_a_name_changes_with_all_that_matters(opened: Lab, tmp_path: Path) -> No
 
 def test_the_shared_options_are_part_of_the_name(opened: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     key = opened.key(cell(TFT))
-    monkeypatch.setattr(cells, "ANSWER_TOKENS", 7)
+    monkeypatch.setattr(module, "ANSWER_TOKENS", 7)
     assert opened.key(cell(TFT)) != key
     monkeypatch.undo()
-    monkeypatch.setattr(cells, "TRAINING", {**cells.TRAINING, "weight_decay": 0.1})
+    monkeypatch.setattr(module, "TRAINING", {**module.TRAINING, "weight_decay": 0.1})
     assert opened.key(cell(TFT)) != key
 
 
@@ -184,7 +186,7 @@ def answered(of_lab: Lab, one: Cell, right: int = 1) -> dict[str, Any]:
 def answer(of_lab: Lab, one: Cell, folder: Path, where: dict[str, Any], keep: bool = False) -> str:
     """In place of `work`."""
     key = of_lab.key(one)
-    write_result(folder, key, {"key": key, "cell": cells.describe(of_lab, one), **where, **answered(of_lab, one)})
+    write_result(folder, key, {"key": key, "cell": module.describe(of_lab, one), **where, **answered(of_lab, one)})
     return key
 
 
@@ -201,7 +203,7 @@ class Here:
         pass
 
     def submit(self, function: Any, *args: Any) -> Any:
-        future: Any = lab.ProcessPoolExecutor.Future()  # type: ignore[attr-defined]
+        future: Any = grids.ProcessPoolExecutor.Future()  # type: ignore[attr-defined]
         try:
             future.set_result(function(*args))
         except Exception as error:
@@ -223,9 +225,9 @@ def at_once(monkeypatch: pytest.MonkeyPatch, opened: Lab) -> list[str]:
         return answer(opened, one, folder, where, keep)
 
     Here.Future = Future  # type: ignore[attr-defined]
-    monkeypatch.setattr(lab, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(lab, "_work", instead)
-    monkeypatch.setattr(lab, "Lab", lambda *args: opened)
+    monkeypatch.setattr(grids, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(grids, "_work", instead)
+    monkeypatch.setattr(grids, "Lab", lambda *args: opened)
     return ran
 
 
@@ -268,27 +270,27 @@ def test_every_grid_ends_in_its_section(
     path.write_text("# Results\n\nWritten by hand.\n")
     trial = command(tmp_path, *grid, "--seeds", "2")
     given = [*trial, "--results", str(path)]
-    assert lab.main([*given, "--dry-run"]) == 0 and not at_once
-    assert lab.main([*given, "--limit-cells", "1"]) == 0 and "open" in capsys.readouterr().out
-    assert lab.main(given) == 0
+    assert grids.main([*given, "--dry-run"]) == 0 and not at_once
+    assert grids.main([*given, "--limit-cells", "1"]) == 0 and "open" in capsys.readouterr().out
+    assert grids.main(given) == 0
     text = path.read_text("utf-8")
     assert text.startswith("# Results\n\nWritten by hand.\n") and text.count("<!-- begin: ") == 1
     assert f"python -m experiments.lab {grid[0]}" in text and opened.base_hash[:12] in text
     assert "nan" not in text
-    assert lab.main(given) == 0 and path.read_text("utf-8") == text  # nothing ran again, nothing changed
+    assert grids.main(given) == 0 and path.read_text("utf-8") == text  # nothing ran again, nothing changed
     monkeypatch.chdir(tmp_path)
-    assert lab.main(trial) == 0 and path.read_text("utf-8") == text  # a trial leaves it alone
+    assert grids.main(trial) == 0 and path.read_text("utf-8") == text  # a trial leaves it alone
 
 
 def test_a_rate_that_breaks_the_training_is_a_result(
     at_once: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(lab, "TUNING_SEEDS", 0)  # seed 1 of CC fails
-    monkeypatch.setattr(lab, "LEARNING_RATES", (1e-3, 2e-3))
-    monkeypatch.setattr(lab, "RATES", tmp_path / "rates.json")
+    monkeypatch.setattr(grids, "TUNING_SEEDS", 0)  # seed 1 of CC fails
+    monkeypatch.setattr(grids, "LEARNING_RATES", (1e-3, 2e-3))
+    monkeypatch.setattr(grids, "RATES", tmp_path / "rates.json")
     given = ["learning_rate", "--task", "few facts", "--folder", str(tmp_path), "--rows", "TFT; CC"]
     with pytest.raises(PivotuneError, match=r"CC.*every learning rate"):
-        lab.main(given)
+        grids.main(given)
     assert not (tmp_path / "rates.json").exists()
 
 
@@ -296,22 +298,22 @@ def test_learning_rates(
     opened: Lab, at_once: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     rates = tmp_path / "rates.json"
-    monkeypatch.setattr(lab, "RATES", rates)
-    monkeypatch.setattr(lab, "_work", lambda of, one, *more: answer(opened, one, *more))
+    monkeypatch.setattr(grids, "RATES", rates)
+    monkeypatch.setattr(grids, "_work", lambda of, one, *more: answer(opened, one, *more))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PivotuneError, match="has none for few facts"):
         chosen_rate(TFT, opened, rates)
-    assert lab.main(["learning_rate", "--task", "few facts", "--folder", "cells"]) == 0
+    assert grids.main(["learning_rate", "--task", "few facts", "--folder", "cells"]) == 0
     assert (
-        chosen_rate(by_name("logits, shuffled"), opened, rates) == lab.LEARNING_RATES[0]
+        chosen_rate(by_name("logits, shuffled"), opened, rates) == grids.LEARNING_RATES[0]
     )  # of equal ones the smallest
     assert "<!-- begin: few facts learning_rate -->" in Path("RESULTS.md").read_text("utf-8")
     assert "may lie beyond" in capsys.readouterr().out
     with pytest.raises(PivotuneError, match="has none for few facts: zh"):
         chosen_rate(TFT, Lab(opened.base, "few facts", ("zh",)), rates)
     before = json.loads(rates.read_text())["few facts: zh, vi"]
-    monkeypatch.setattr(lab, "LEARNING_RATES", (5e-3,))
-    assert lab.main(["learning_rate", "--task", "few facts", "--folder", "cells", "--rows", "CC"]) == 0
+    monkeypatch.setattr(grids, "LEARNING_RATES", (5e-3,))
+    assert grids.main(["learning_rate", "--task", "few facts", "--folder", "cells", "--rows", "CC"]) == 0
     after = json.loads(rates.read_text())["few facts: zh, vi"]
     assert after["chosen"] == before["chosen"] | {"CC": 5e-3}  # those of other rows stay
     content = json.loads(rates.read_text())
@@ -323,11 +325,11 @@ def test_learning_rates(
 
 def test_options(capsys: Any) -> None:
     with pytest.raises(PivotuneError, match="'TFTT'"):
-        lab.main(["headline", "--rows", "TFTT", "--dry-run"])
+        grids.main(["headline", "--rows", "TFTT", "--dry-run"])
     with pytest.raises(PivotuneError, match="'xx'"):
-        lab.main(["headline", "--languages", "xx"])
+        grids.main(["headline", "--languages", "xx"])
     with pytest.raises(PivotuneError, match="supervises no layer"):
-        lab.main(["layers", "--of", "CC", "--dry-run", "--learning-rate", "1"])
+        grids.main(["layers", "--of", "CC", "--dry-run", "--learning-rate", "1"])
 
 
 def test_a_failure_leaves_its_log(opened: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +337,7 @@ def test_a_failure_leaves_its_log(opened: Lab, tmp_path: Path, monkeypatch: pyte
         print("step 1")
         raise PivotuneError("the loss is nan")
 
-    monkeypatch.setattr(cells, "run", fails)
+    monkeypatch.setattr(module, "run", fails)
     one = cell(TFT)
     with pytest.raises(PivotuneError):
         work(opened, one, tmp_path, {})

@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.tasks import TASKS, TRAINING_PER_SKILL, Skills, Task, shuffled, training_records
-from pivotune.anatomy import Anatomy
-from pivotune.lab.base import load_base
-from pivotune.lab.settings import (
+from experiments.lab.rows import (
     ABLATIONS,
     BASE,
     BROKEN,
@@ -17,11 +14,14 @@ from pivotune.lab.settings import (
     METHODS,
     PARTS,
     TFT,
-    Setting,
+    GridSetting,
     by_name,
     layer_pairs,
     reference_of,
 )
+from experiments.lab.tasks import TASKS, TRAINING_PER_SKILL, Skills, Task, shuffled, training_records
+from pivotune.anatomy import Anatomy
+from pivotune.lab.base import load_base
 from pivotune.lab.trial import item, run_config
 from pivotune.method import Method
 
@@ -30,7 +30,7 @@ every_task = pytest.mark.parametrize("task", [task() for task in TASKS.values()]
 
 
 @pytest.mark.parametrize("setting", EVERY, ids=lambda setting: setting.name)
-def test_every_row_is_a_run(setting: Setting, tmp_path: Path) -> None:
+def test_every_row_is_a_run(setting: GridSetting, tmp_path: Path) -> None:
     config = run_config(setting.at_layers((1, 4)), "base", tmp_path / "data", tmp_path / "run", max_steps=7)
     config.check()
     assert config.training.max_steps == 7

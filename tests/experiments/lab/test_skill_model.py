@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.tasks import Skills as Task
+from experiments.lab import skill_model
+from experiments.lab.skills import SHARE, SKILLS, WEIGHTS, Skills, pools
+from experiments.lab.tasks import Skills as Task
 from pivotune.checkpoint import load_run
 from pivotune.lab import base
 from pivotune.lab.settings import MAX_LENGTH
-from pivotune.lab.skills import SHARE, SKILLS, WEIGHTS, Skills, pools
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.text import stream
 
-FOLDER = Path(__file__).parents[2] / "experiments" / "skills_base"
+FOLDER = Path(__file__).parents[3] / "experiments" / "skills_base"
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +41,11 @@ def test_size(shipped):
     assert 1e6 < model.num_parameters() < 5e6
     assert model.config.num_hidden_layers >= 6
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 10e6
-    assert len(tokenizer) == model.config.vocab_size <= base.SKILL_VOCABULARY
+    assert len(tokenizer) == model.config.vocab_size <= skill_model.VOCABULARY
 
 
 def test_the_tokenizer_is_the_script_s(shipped):
-    assert base.train_skill_tokenizer().get_vocab() == shipped[1].get_vocab()
+    assert skill_model.train_tokenizer().get_vocab() == shipped[1].get_vocab()
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -61,7 +62,7 @@ def test_tokenizer_round_trip(shipped, skills, language):
 
 
 def test_provenance_tells_the_scores(provenance):
-    assert "--task skills" in provenance["command"]
+    assert "--steps 3000" in provenance["command"]
     assert provenance["tokens"] == provenance["steps"] * base.ROWS * base.LENGTH
     assert provenance["exact_match"].keys() == set(LANGUAGES)
     for of_split in provenance["exact_match"].values():
@@ -105,10 +106,10 @@ def test_the_text_is_that_of_the_documents(skills):
 
 def test_a_document_does_not_see_the_one_before_it(skills):
     """The logits of a document are those that it has by itself; what is given weighs less in the loss."""
-    tokenizer = base.train_skill_tokenizer()
-    model = base.new_skill_model(tokenizer, 0)
+    tokenizer = skill_model.train_tokenizer()
+    model = skill_model.new_model(tokenizer, 0)
     model.set_attn_implementation("eager")
-    ids, positions, weights = next(base.skill_batches(skills, tokenizer, 0))
+    ids, positions, weights = next(skill_model.batches(skills, tokenizer, 0))
     assert ids.shape == positions.shape == weights.shape == (base.ROWS, base.LENGTH)
     starts = [*(positions[0] == 0).nonzero().flatten().tolist(), base.LENGTH]
     assert len(starts) > 3 and (ids[0, starts[:-1]] == tokenizer.bos_token_id).all()
@@ -116,18 +117,18 @@ def test_a_document_does_not_see_the_one_before_it(skills):
         whole = model(input_ids=ids[:1], position_ids=positions[:1], use_cache=False).logits[0]
         for a, b in pairwise(starts):
             torch.testing.assert_close(whole[a:b], model(input_ids=ids[:1, a:b]).logits[0], atol=1e-5, rtol=1e-4)
-    assert set(weights.unique().tolist()) == {torch.tensor(base.GIVEN_WEIGHT).item(), 1.0}
+    assert set(weights.unique().tolist()) == {torch.tensor(skill_model.GIVEN_WEIGHT).item(), 1.0}
     assert (weights[ids == tokenizer.eos_token_id] == 1).all() and (weights[ids == tokenizer.bos_token_id] < 1).all()
 
 
 def test_the_script_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["base", "--task", "skills", "--output", str(tmp_path), "--steps", "2"])
+    monkeypatch.setattr(sys, "argv", ["skill_model", "--output", str(tmp_path), "--steps", "2"])
     monkeypatch.setattr(base, "ROWS", 2)
-    monkeypatch.setattr(base, "skill_scores", lambda model, tokenizer, of: {"en": {}})
-    base.main()
+    monkeypatch.setattr(skill_model, "scores", lambda model, tokenizer, of: {"en": {}})
+    skill_model.main()
     assert "1,500,672 parameters" in capsys.readouterr().out
     run = load_run(tmp_path, device="cpu")
     assert json.loads((tmp_path / "provenance.json").read_text())["command"].endswith(
-        "--task skills --steps 2 --seed 0"
+        "experiments.lab.skill_model --output DIR --steps 2 --seed 0"
     )
     assert torch.isfinite(run.model(**run.tokenizer("Question: ...", return_tensors="pt")).logits).all()

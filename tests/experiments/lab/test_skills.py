@@ -8,7 +8,7 @@ from itertools import combinations, product
 
 import pytest
 
-from pivotune.lab.skill_templates import (
+from experiments.lab.skill_templates import (
     AGES,
     ALIKE,
     CATEGORY_OF,
@@ -24,7 +24,7 @@ from pivotune.lab.skill_templates import (
     WOMEN,
     WORDS,
 )
-from pivotune.lab.skills import CHANCE, SKILLS, SPLITS, WORDINGS, Clause, Item, Skills, pieces, say, size
+from experiments.lab.skills import CHANCE, SKILLS, SPLITS, WORDINGS, Clause, Item, Skills, pieces, say, size
 from pivotune.lab.templates import LANGUAGES, SCAFFOLD
 
 OTHERS = LANGUAGES[1:]

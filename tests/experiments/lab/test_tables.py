@@ -1,40 +1,14 @@
-"""RESULTS.md: sections are replaced, prose is not touched, and what is said follows from the numbers."""
+"""The tables of the grids: what is said follows from the numbers."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from experiments.results import Row, headline, learning_rates, write_section
-from pivotune.errors import PivotuneError
-from pivotune.lab.settings import TFT, by_name
-
-
-def test_sections_are_replaced_and_prose_stays(tmp_path: Path) -> None:
-    path = tmp_path / "RESULTS.md"
-    path.write_text("# Results\n\nBefore.\n\n<!-- begin: a -->\nold\n<!-- end: a -->\n\nAfter.\n")
-    write_section(path, "a", "new \\1 line\n")
-    write_section(path, "b", "another")
-    expected = (
-        "# Results\n\nBefore.\n\n<!-- begin: a -->\nnew \\1 line\n<!-- end: a -->\n\nAfter.\n\n"
-        "<!-- begin: b -->\nanother\n<!-- end: b -->\n"
-    )
-    assert path.read_text() == expected
-    write_section(path, "a", "new \\1 line")
-    assert path.read_text() == expected
-    path.unlink()
-    write_section(path, "a", "first")
-    assert path.read_text() == "<!-- begin: a -->\nfirst\n<!-- end: a -->\n"
-
-
-def test_a_lost_marker_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "RESULTS.md"
-    path.write_text("<!-- begin: a -->\nold\n")
-    with pytest.raises(PivotuneError, match="Restore the marker"):
-        write_section(path, "a", "new")
+from experiments.lab.rows import TFT, by_name
+from experiments.lab.tables import Row, headline, learning_rates
 
 
 def simulated(name: str, share: float, nats: float, seeds: int = 5) -> list[dict[str, Any]]:
