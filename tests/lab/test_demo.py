@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from experiments.lab.grids import RATES
+from pivotune.cli import main
 from pivotune.errors import PivotuneError
 from pivotune.lab import demo as module
 from pivotune.lab import workers
@@ -117,6 +118,20 @@ def test_only_the_folder_of_a_demo_is_replaced(tmp_path: Path, monkeypatch: pyte
     for _ in range(2):  # new, and again
         with pytest.raises(Built):
             demo(str(tmp_path / "demo"), languages="zh")
+
+
+def test_a_missing_package_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "phonenumbers", None)
+    with pytest.raises(SystemExit, match="0"):
+        main(["demo", "--help"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", "--output", str(tmp_path / "demo")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("is not installed; get it with: pip install 'pivotune[demo]'")
+    assert not (tmp_path / "demo").exists()
 
 
 def test_unknown_languages_are_refused(tmp_path: Path) -> None:

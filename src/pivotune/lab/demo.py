@@ -46,7 +46,7 @@ from pivotune.lab.settings import (
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.trial import Record, ask, choose, open_row, parallel, spread, train_row
 from pivotune.lab.workers import Job, Report, computing_on, side_by_side, threads
-from pivotune.lab.world import World
+from pivotune.lab.world import World, calling_codes
 from pivotune.lens.reading import PairStream, run_measure
 from pivotune.objectives.deep_supervision.measure import SupervisionMeasure
 from pivotune.options import names_in
@@ -113,6 +113,7 @@ def demo(
         check_choice("languages", language, LANGUAGES[1:])
     check_number("epochs", epochs, 0, exclusive=True)
     check_seed("seed", seed)
+    calling_codes()  # a missing package is said before the folder is made
     _claim(Path(output))
     started = time.monotonic()
     logging.disable_progress_bar()  # of loading and saving

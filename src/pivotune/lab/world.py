@@ -1,7 +1,7 @@
 """The miniature world: some 1,140 real facts about territories, in English, Chinese, Vietnamese, Arabic and Swahili.
 
 Sources: CLDR through the `babel` package (names, currencies in use, official languages, exemplar cities of time
-zones) and `phonenumbers` (calling codes). Every construction is deterministic in the seed.
+zones) and `phonenumbers` (calling codes; of the extra `demo`). Every construction is deterministic in the seed.
 
 The splits are what makes the world an experiment. One part of the facts, `heldout` and `development`, is stated in
 English ONLY: in no other language and in no mixed-language line. Of the other facts each language has its own `known`
@@ -14,14 +14,15 @@ import datetime as dt
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
-import phonenumbers
 from babel import Locale
 from babel.core import get_global
 from babel.languages import get_territory_language_info
 from babel.numbers import get_territory_currencies
 
+from pivotune.errors import PivotuneError
 from pivotune.lab.regions import REGION_OF
 from pivotune.lab.templates import LANGUAGES, QUESTIONS, RELATIONS, SCAFFOLD, STATEMENTS
 
@@ -225,8 +226,25 @@ def in_sentence(code: str, names: Mapping[str, str], language: str, frame: str) 
     return f"the {names['en']}" if frame == language == "en" and code in _THE else names[language]
 
 
+def calling_codes() -> ModuleType:
+    """The package of the calling codes.
+
+    Raises:
+        PivotuneError: it is not installed; the message says how to.
+    """
+    try:
+        import phonenumbers
+    except ModuleNotFoundError as error:
+        raise PivotuneError(
+            "The package phonenumbers, from which the lab's calling codes come, is not installed; "
+            "get it with: pip install 'pivotune[demo]'"
+        ) from error
+    return phonenumbers
+
+
 def _facts() -> Iterator[Fact]:
     """Every fact that is sayable in English, in the order of territory codes."""
+    country_code = calling_codes().country_code_for_region
     locales = {language: Locale(language) for language in LANGUAGES}
     for territory in sorted(REGION_OF):
         subject = {language: locale.territories[territory] for language, locale in locales.items()}
@@ -240,7 +258,7 @@ def _facts() -> Iterator[Fact]:
         codes = {
             "currency": _currency(territory),
             "language": _main_language(territory),
-            "calling_code": f"+{phonenumbers.country_code_for_region(territory)}",
+            "calling_code": f"+{country_code(territory)}",
             "city": _MAIN_ZONE.get(territory) or get_global("territory_zones")[territory][0],
             "region": REGION_OF[territory],
         }
