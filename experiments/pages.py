@@ -1,4 +1,8 @@
-"""Pages of results: sections between markers, written by the experiments; prose outside of them is left alone."""
+"""Pages of results: sections between markers, written by the experiments; prose outside of them is left alone.
+
+A section is also what is read back: the cells of an experiment are many and stay where it ran, its tables are in the
+repository.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,12 @@ from typing import Any
 from experiments.intervals import Interval
 from pivotune.errors import PivotuneError
 
+# Writing -------------------------------------------------------------------------------------------------------------
+
 
 def write_section(path: Path, name: str, content: str) -> None:
     """Put the content between the section's markers; a section that is not there yet goes to the end."""
-    begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+    begin, end = _markers(name)
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     body = content.strip("\n")  # the command of the head is an indented block
     section = f"{begin}\n{body}\n{end}"
@@ -27,25 +33,15 @@ def write_section(path: Path, name: str, content: str) -> None:
     path.write_text(pattern.sub(lambda _: section, text, count=1), encoding="utf-8")
 
 
-def publish(
-    name: str,
-    given: Sequence[str],
-    results: Iterable[Mapping[str, Any]],
-    about: Iterable[str],
-    body: str,
-    path: Path | None,
-    section: str | None = None,
-) -> None:
-    """Print the section of `python -m experiments.NAME GIVEN`; write it into the file, where there is one.
+def head(name: str, given: Sequence[str], results: Iterable[Mapping[str, Any]], about: Iterable[str]) -> str:
+    """The head of a section that `python -m experiments.NAME GIVEN` writes.
 
-    `results` have the commit, versions and machine that each was made with; `about` are further lines of the head. The
-    section is called as the experiment, unless `section` gives it a name.
+    Args:
+        results: with the commit, versions and machine that each was made with.
+        about: further lines.
     """
-    head = [f"    {shlex.join(['python', '-m', f'experiments.{name}', *given])}", "", *origin(results)]
-    text = "\n".join([*head, *(f"* {line}" for line in about)]) + f"\n\n{body}"
-    print(f"\n{text}")
-    if path:
-        write_section(path, section or name, text)
+    command = f"    {shlex.join(['python', '-m', f'experiments.{name}', *given])}"
+    return "\n".join([command, "", *origin(results), *(f"* {line}" for line in about)])
 
 
 def origin(results: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -64,3 +60,73 @@ def percent(value: Interval) -> str:
 def points(value: Interval) -> str:
     mean, low, high = (f"{round(100 * part, 1) + 0.0:+.1f}" for part in value)  # + 0.0: no minus before a zero
     return f"{mean} [{low}, {high}]"
+
+
+# Reading -------------------------------------------------------------------------------------------------------------
+
+
+def sections(folder: Path) -> dict[str, str]:
+    """Name -> content, of all pages of a folder.
+
+    Raises:
+        PivotuneError: a marker is missing, or two sections have one name.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(folder.glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r"<!-- begin: (.*?) -->", text):
+            begin, end = _markers(name)
+            if name in found:
+                raise PivotuneError(f"{path}: there are two sections {name!r}. Remove one.")
+            if end not in text.split(begin, 1)[1]:
+                raise PivotuneError(f"{path}: {begin} has no {end} behind it. Restore the marker.")
+            found[name] = text.split(begin, 1)[1].split(end, 1)[0].strip("\n")
+    return found
+
+
+def cell(section: str, where: str, row: str, column: str) -> str:
+    """A cell of a section: of the first table behind a line with the words `where` that has this row and column.
+
+    Raises:
+        PivotuneError: there is none.
+    """
+    lines = iter(_behind(section, where))
+    for line in lines:
+        if not line.startswith("|"):
+            continue
+        heads = _cells(line)
+        for line in lines:
+            if not line.startswith("|"):
+                break
+            cells = _cells(line)
+            if cells[0] == row and column in heads[1:]:
+                return cells[heads.index(column, 1)]
+    raise PivotuneError(f"no table behind {where!r} has a row {row!r} and a column {column!r}.")
+
+
+def sentence(section: str, where: str, begin: str) -> str:
+    """What a sentence of a section says behind the words `begin`, which a line or a sentence begins with: of the first
+    one behind a line with the words `where`.
+
+    Raises:
+        PivotuneError: there is none.
+    """
+    pattern = re.compile(rf"(?:^|(?<=\. )){re.escape(begin)}(.*?)(?:\.?$|\. )")
+    for line in _behind(section, where):
+        if found := pattern.search(line):
+            return found[1].strip()
+    raise PivotuneError(f"no sentence behind {where!r} begins with {begin!r}.")
+
+
+def _behind(section: str, where: str) -> list[str]:
+    """The lines from the first one with these words on."""
+    lines = section.splitlines()
+    return next((lines[k:] for k, line in enumerate(lines) if where in line and not line.startswith("|")), [])
+
+
+def _cells(line: str) -> list[str]:
+    return [part.strip() for part in line.strip().strip("|").split("|")]
+
+
+def _markers(name: str) -> tuple[str, str]:
+    return f"<!-- begin: {name} -->", f"<!-- end: {name} -->"

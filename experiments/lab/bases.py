@@ -30,7 +30,7 @@ import torch
 from babel.core import get_global
 from transformers.utils import logging
 
-from experiments import intervals, pages
+from experiments import intervals, pages, results
 from experiments.cells import content_hash, environment, read_result, write_result
 from experiments.lab.bottleneck import answer, carried, own_subject, own_value
 from experiments.lab.cell import Lab
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, default=1, help="training runs of each row")
     parser.add_argument("--folder", type=Path, default=Path("runs/bases"), help="where results are kept")
-    parser.add_argument("--results", type=Path, help="file to write the section to, e.g. RESULTS.md")
+    parser.add_argument("--results", type=Path, help="RESULTS.md: record the section beside it")
     options = parser.parse_args(given)
     names = [name.strip() for name in (options.variants or "").split(";") if name.strip()]
     for name in names:
@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seeds = "one seed" if options.seeds == 1 else f"{options.seeds} seeds"
     about = [f"one base of each kind, {seeds} of each row; {options.split} facts"]
     section = "bases" if options.split == "development" else f"bases {options.split}"
-    pages.publish("lab.bases", given, done.values(), about, render(done), options.results, section)
+    results.publish("lab.bases", given, done.values(), about, render(done), options.results, section)
     return 0
 
 

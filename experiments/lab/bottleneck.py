@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from experiments import intervals, pages
+from experiments import intervals, pages, results
 from experiments.cells import environment, read_result, write_result
 from experiments.lab.cell import Cell, Lab, trained
 from experiments.lab.grids import RATES, chosen_rate
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="training runs of each row")
     parser.add_argument("--workers", type=int, default=2, help="processes, each on one thread")
     parser.add_argument("--folder", type=Path, default=Path("runs/bottleneck"), help="where results are kept")
-    parser.add_argument("--results", type=Path, help="file to write the section to, e.g. RESULTS.md")
+    parser.add_argument("--results", type=Path, help="RESULTS.md: record the section beside it")
     options = parser.parse_args(given)
     lab = Lab(str(base_path()), "facts", tuple(LANGUAGES[1:]))
     subjects = [
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"base model {lab.base_hash[:12]}",
         f"seeds: {options.seeds} of each row; held-out facts of which the subject has a name of its own: {counts}",
     ]
-    pages.publish("lab.bottleneck", given, every, about, render(found, lab), options.results)
+    results.publish("lab.bottleneck", given, every, about, render(found, lab), options.results)
     return 0
 
 

@@ -1,11 +1,11 @@
-"""Do deep supervision and CC-Tuning help? The lab's grids, from training to RESULTS.md, one command each.
+"""Do deep supervision and CC-Tuning help? The lab's grids, from training to docs/results, one command each.
 
     python -m experiments.lab learning_rate    # a rate for each method, on development facts -> learning_rates.json
     python -m experiments.lab headline         # every method, five seeds, at equal steps and at equal FLOPs
     python -m experiments.lab layers           # deep supervision at all pairs of layers, and the rule's choice
     python -m experiments.lab ablations        # the options that the papers leave open, one at a time
 
-    --rows "TFT; logits" --items 20 --epochs 0.2 --seeds 1 --learning-rate 3e-4    try it: RESULTS.md stays as it is
+    --rows "TFT; logits" --items 20 --epochs 0.2 --seeds 1 --learning-rate 3e-4    try it: nothing is recorded
 
 A grid that is interrupted goes on where it stopped. Each cell is deterministic: the same seeds give the same table.
 """
@@ -32,7 +32,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from experiments import pages
+from experiments import results
 from experiments.cells import environment, read_result, result_file
 from experiments.lab import tables
 from experiments.lab.cell import Cell, Lab, work
@@ -113,8 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     section = f"{tables.provenance(options.command, every, options.split)}\n\n{grid.render(plan)}"
     print(f"\n{section}")
     if options.results:
-        pages.write_section(Path(options.results), _section_name(options), section)
-        print(f"\nWritten: {options.results}")
+        page = results.record(Path(options.results), _page(options), _section_name(options), section)
+        print(f"\nWritten: {page}")
     return 0
 
 
@@ -391,7 +391,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="list the cells and the time they may take")
     parser.add_argument("--keep", action="store_true", help="keep the trained models")
     parser.add_argument("--folder", default="runs/experiments", help="where the results of cells are kept")
-    parser.add_argument("--results", help="file to write to; RESULTS.md, unless options make it a trial")
+    parser.add_argument(
+        "--results", help="the summary to record beside; RESULTS.md, unless options make it a trial"
+    )
     options = parser.parse_args(given)
     options.seeds = SEEDS[options.grid] if options.seeds is None else options.seeds
     options.split = options.split or ("development" if options.grid == "learning_rate" else "heldout")
@@ -408,6 +410,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.results = "RESULTS.md"
     options.command = shlex.join(["python", "-m", "experiments.lab", *given])
     return options
+
+
+def _page(options: argparse.Namespace) -> str:
+    """The page of the grid's section, in docs/results."""
+    of_facts = {"learning_rate": "methods", "headline": "methods", "layers": "layers", "ablations": "options"}
+    return of_facts[options.grid] if options.task == "facts" else str(options.task)
 
 
 def _section_name(options: argparse.Namespace) -> str:

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from experiments import intervals, pages
+from experiments import intervals, results
 from experiments.cells import environment
 from experiments.lab.cell import Cell, Lab, trained
 from experiments.lab.grids import RATES, chosen_rate
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=500, help="per language, at most")
     parser.add_argument("--base", default=str(base_path()), help="folder of the base model")
     parser.add_argument("--folder", type=Path, default=Path("runs/tatoeba"), help="where results are kept")
-    parser.add_argument("--results", type=Path, help="file to write the section to, e.g. RESULTS.md")
+    parser.add_argument("--results", type=Path, help="RESULTS.md: record the section beside it")
     options = parser.parse_args(given)
     torch.set_num_threads(1)
     logging.set_verbosity_error()
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"base model {lab.base_hash[:12]}",
         f"seeds: {options.seeds} of each method; pairs: {counts}; retrieval among {POOL}",
     ]
-    pages.publish("lab.tatoeba", given, [environment()], about, render(before, after, lab.layers), options.results)
+    results.publish("lab.tatoeba", given, [environment()], about, render(before, after, lab.layers), options.results)
     return 0
 
 
