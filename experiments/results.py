@@ -10,10 +10,13 @@ sentence that begins with these words; WHERE is part of a line above. So no numb
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from matplotlib import rc_context
 
 from experiments import pages
 from pivotune.errors import PivotuneError
@@ -24,15 +27,17 @@ TEMPLATE = Path(__file__).with_name("summary.md")
 PLOT = "against-tft.svg"
 NOTE = "<!-- Written by `python -m experiments.results`: edit experiments/summary.md, not this file. -->"
 
+NO_BREAK = "\N{NO-BREAK SPACE}"  # inside a number and its interval, until the lines are made
+
 PLOTTED = {
     "deep supervision, logits": "logits",
     "deep supervision, feature": "feature",
     "CC-Tuning": "CC",
     "CC-Tuning, real English": "CC [real English]",
     "CC-Tuning + feature": "CC + feature",
-    "logits, English of another question": "logits, shuffled",
-    "feature, English of another question": "feature, shuffled",
-    "CC-Tuning, English of another question": "CC, shuffled",
+    "logits, shuffled English": "logits, shuffled",
+    "feature, shuffled English": "feature, shuffled",
+    "CC-Tuning, shuffled English": "CC, shuffled",
 }
 """Label -> row of the headline tables."""
 
@@ -93,7 +98,7 @@ def filled(template: str, sections: Mapping[str, str]) -> str:
     """
 
     def value(match: re.Match[str]) -> str:
-        name, *way = (part.strip() for part in match[1].split(">"))
+        name, *way = (" ".join(part.split()) for part in match[1].split(">"))
         try:
             if name not in sections:
                 raise PivotuneError(f"there is no section {name!r}.")
@@ -102,9 +107,28 @@ def filled(template: str, sections: Mapping[str, str]) -> str:
             text = pages.cell(sections[name], *way) if len(way) == 3 else pages.sentence(sections[name], *way)
         except PivotuneError as error:
             raise PivotuneError(f"{TEMPLATE.name}: {match[0]}: {error}") from None
-        return text.replace("*", r"\*")
+        return text.replace("*", r"\*").replace(" ", NO_BREAK)
 
-    return f"{NOTE}\n\n{re.sub(r'{{(.*?)}}', value, template)}"
+    # A reference may go on on the next line.
+    text = re.sub(r"{{(.*?)}}", value, template, flags=re.DOTALL)
+    blocks = [NOTE, *map(_wrapped, text.strip().replace(" %", f"{NO_BREAK}%").split("\n\n"))]
+    return "\n\n".join(blocks).replace(NO_BREAK, " ") + "\n"
+
+
+def _wrapped(block: str) -> str:
+    """A paragraph or a list in lines of even length, whatever has been filled in; anything else as it is."""
+    if block.startswith(("#", "|", "!")):
+        return block
+    return "\n".join(
+        textwrap.fill(
+            re.sub(r"[ \n]+", " ", item),
+            120,
+            subsequent_indent="   " if re.match(r"\d+\. |\* ", item) else "",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for item in re.split(r"\n(?=\d+\. |\* )", block)
+    )
 
 
 def draw(sections: Mapping[str, str], path: Path) -> None:
@@ -124,9 +148,10 @@ def draw(sections: Mapping[str, str], path: Path) -> None:
             label = None  # once in the legend
     axes.set_yticks(range(len(PLOTTED)), list(PLOTTED))
     axes.invert_yaxis()
-    axes.set_xlabel("held-out facts right, points more than with plain fine-tuning (95 % intervals)")
+    axes.set_xlabel("held-out facts right: points above plain fine-tuning, 95 % interval")
     axes.legend(frameon=False, fontsize=8, loc="lower left")
-    with TemporaryDirectory() as folder:
+    # Text as text: a third of the size.
+    with TemporaryDirectory() as folder, rc_context({"svg.fonttype": "none"}):
         svg = save(figure, Path(folder) / path.stem)[1]
         path.write_text(svg.read_text(encoding="utf-8"), encoding="utf-8")
 

@@ -391,9 +391,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="list the cells and the time they may take")
     parser.add_argument("--keep", action="store_true", help="keep the trained models")
     parser.add_argument("--folder", default="runs/experiments", help="where the results of cells are kept")
-    parser.add_argument(
-        "--results", help="the summary to record beside; RESULTS.md, unless options make it a trial"
-    )
+    parser.add_argument("--results", help="the summary to record beside; RESULTS.md, unless options make it a trial")
     options = parser.parse_args(given)
     options.seeds = SEEDS[options.grid] if options.seeds is None else options.seeds
     options.split = options.split or ("development" if options.grid == "learning_rate" else "heldout")

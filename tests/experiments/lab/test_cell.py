@@ -266,10 +266,11 @@ GRIDS = (
 def test_every_grid_ends_in_its_section(
     grid: Sequence[str], opened: Lab, at_once: list[str], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "RESULTS.md"
+    path = tmp_path / "docs" / "results" / "few facts.md"
+    path.parent.mkdir(parents=True)
     path.write_text("# Results\n\nWritten by hand.\n")
     trial = command(tmp_path, *grid, "--seeds", "2")
-    given = [*trial, "--results", str(path)]
+    given = [*trial, "--results", str(tmp_path / "RESULTS.md")]
     assert grids.main([*given, "--dry-run"]) == 0 and not at_once
     assert grids.main([*given, "--limit-cells", "1"]) == 0 and "open" in capsys.readouterr().out
     assert grids.main(given) == 0
@@ -307,7 +308,7 @@ def test_learning_rates(
     assert (
         chosen_rate(by_name("logits, shuffled"), opened, rates) == grids.LEARNING_RATES[0]
     )  # of equal ones the smallest
-    assert "<!-- begin: few facts learning_rate -->" in Path("RESULTS.md").read_text("utf-8")
+    assert "<!-- begin: few facts learning_rate -->" in Path("docs/results/few facts.md").read_text("utf-8")
     assert "may lie beyond" in capsys.readouterr().out
     with pytest.raises(PivotuneError, match="has none for few facts: zh"):
         chosen_rate(TFT, Lab(opened.base, "few facts", ("zh",)), rates)
