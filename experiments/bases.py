@@ -31,7 +31,7 @@ from babel.core import get_global
 from transformers.utils import logging
 
 from experiments import results, statistics
-from experiments.bottleneck import answer, carried, own_subject, own_value
+from experiments.bottleneck import answers, carried, own_subject, own_value
 from experiments.cells import Lab, content_hash, environment, read_result, write_result
 from experiments.cost import steps_of
 from experiments.lab import RATES, chosen_rate
@@ -248,7 +248,7 @@ def measure(folder: Path, where: Mapping[str, Any], split: str, seeds: int, vari
     own_name: dict[str, list[Fact]] = {}
     for language in languages:
         some = [fact for fact in world.split(split, language) if own_subject(fact, language)]
-        said = answer(opened.model, opened.tokenizer, [mixed_prompt(fact, "en", language) for fact in some])
+        said = answers(opened.model, opened.tokenizer, [mixed_prompt(fact, "en", language) for fact in some])
         foreign[language] = _right(said, some, "en")
         own_name[language] = [fact for fact in some if own_value(fact, language)]
     with torch.inference_mode():
