@@ -40,9 +40,9 @@ def main() -> None:
     @torch.inference_mode()
     def two_prefills(ids: torch.Tensor) -> torch.Tensor:
         at = last[: len(ids)]
-        with Tap(anatomy, feed_forward_at=at) as tap:
+        with Tap(anatomy, at=at) as tap:
             anatomy.decoder(input_ids=ids, use_cache=False)
-        pick = connection.pick(connection.transform(tap.feed_forward()), ids[:, -1])
+        pick = connection.pick(connection.transform(tap.states("feed_forward")), ids[:, -1])
         with Tap(anatomy, injections=[Injection(1, pick, at[:, None])]):
             return generate(ids, "none")
 

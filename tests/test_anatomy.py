@@ -97,19 +97,14 @@ def test_lens_is_frozen_but_passes_the_gradient_on(family, final_norm):
 
 
 @every_family
-def test_feed_forward_is_what_the_layer_adds(family):
+def test_sites_are_what_the_layer_adds(family):
     """Output of each layer = its input + what attention adds + what the feed-forward block adds."""
     model = tiny(family)
     anatomy = Anatomy(model)
     for number in range(1, anatomy.num_layers + 1):
-        layer = anatomy.layer(number)
-        attention = layer.attention if family == "gpt_neox" else layer.self_attn
-        if family in ("gemma2", "gemma3_text", "olmo2"):
-            attention = layer.post_attention_layernorm
-        seen = inputs_and_outputs(
-            model, {"layer": layer, "attention": attention, "feed_forward": anatomy.feed_forward(number)}
-        )
-        received, returned = seen["layer"]
+        sites = {name: anatomy.site(name, number) for name in ("hidden", "attention", "feed_forward")}
+        seen = inputs_and_outputs(model, sites)
+        received, returned = seen["hidden"]
         torch.testing.assert_close(
             received + seen["attention"][1] + seen["feed_forward"][1], returned, rtol=1e-9, atol=1e-9
         )

@@ -144,7 +144,7 @@ def test_the_sections_are_the_method(
         (["--data.train", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--model.path", "/no/such/model"], "/no/such/model"),
         (["--lora.r", "4", "--lora.target_modules", "q_prj"], "lora.target_modules: no layer is named 'q_prj'"),
-        (["--training.resume_from_checkpoint", "nothing"], "nothing is not a complete checkpoint"),
+        (["--training.resume_from_checkpoint", "nothing"], "resume_from_checkpoint: nothing: no such folder."),
     ],
 )  # fmt: skip
 def test_mistakes(arguments: list[str], message: str, run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

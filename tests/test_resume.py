@@ -162,14 +162,15 @@ OWN = {
         {
             **{"language_conversion": "feature", "english_thinking": "off", "conversion_layer": 3, "thinking_layer": 1},
             **{"conversion_weight": 0.5, "thinking_weight": 0.5, "reading": "position_wise", "pooling": "last_token"},
-            **{"stop_gradient": False, "final_norm": False},
+            **{"stop_gradient": False, "final_norm": False, "feature_loss": "contrast", "temperature": 0.5},
+            **{"english_layer": "same"},
         },
     ),
     "cc_tuning": (
         CCTuningConfig(),
         {
             **{"english_gradient": False, "temperature": 0.5, "selection": "soft", "connection_layer": 2},
-            **{"connection_tokens": 2, "matrix": "per_layer", "ridge": 1.0, "matrix_pairs": 10},
+            **{"connection_tokens": 2, "matrix": "per_layer", "ridge": 1.0, "matrix_pairs": 10, "relative_norm": 0.1},
         },
     ),
 }

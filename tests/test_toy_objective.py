@@ -114,6 +114,7 @@ class Offset(Connection):
     """Adds a vector behind a layer, everywhere."""
 
     modes = ("on", "none")
+    site = "hidden"
 
     def __init__(self, model: nn.Module, layer: int, offset: Tensor):
         self.anatomy, self.layer, self.offset = Anatomy(model), layer, offset

@@ -244,7 +244,7 @@ def test_a_run_is_not_overwritten(base: Path, data: Path, tmp_path: Path) -> Non
     train(config)
     with pytest.raises(PivotuneError, match="already holds a run"):
         train(config)
-    with pytest.raises(PivotuneError, match="is not a complete checkpoint"):
+    with pytest.raises(PivotuneError, match="nothing: no such folder"):
         train(configuration(base, data, tmp_path / "other", resume_from_checkpoint=str(tmp_path / "run" / "nothing")))
 
 

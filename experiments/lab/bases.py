@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 from experiments import intervals, pages, results
 from experiments.cells import content_hash, environment, read_result, write_result
-from experiments.lab.bottleneck import answer, carried, own_subject, own_value
+from experiments.lab.bottleneck import answers, carried, own_subject, own_value
 from experiments.lab.cell import Lab
 from experiments.lab.cost import steps_of
 from experiments.lab.examine import examine
@@ -253,7 +253,7 @@ def measure(folder: Path, where: Mapping[str, Any], split: str, seeds: int, vari
     own_name: dict[str, list[Fact]] = {}
     for language in languages:
         some = [fact for fact in world.split(split, language) if own_subject(fact, language)]
-        said = answer(opened.model, opened.tokenizer, [mixed_prompt(fact, "en", language) for fact in some])
+        said = answers(opened.model, opened.tokenizer, [mixed_prompt(fact, "en", language) for fact in some])
         foreign[language] = _right(said, some, "en")
         own_name[language] = [fact for fact in some if own_value(fact, language)]
     with torch.inference_mode():

@@ -23,7 +23,6 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -33,7 +32,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch counts the cores: a model is
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils import logging
 
 from experiments import intervals, pages, results
@@ -43,18 +42,20 @@ from experiments.lab.grids import RATES, chosen_rate
 from experiments.lab.rows import BASE, TFT, GridSetting, by_name
 from experiments.lab.tables import ALL, KINDS, kind_of
 from experiments.lab.tasks import shuffled
-from pivotune.anatomy import Anatomy
+from pivotune.anatomy import Anatomy, Site
 from pivotune.checkpoint import load_run
 from pivotune.connection import connect
 from pivotune.errors import PivotuneError
+from pivotune.generation import generate_texts
 from pivotune.lab.base import base_path
 from pivotune.lab.settings import ANSWER_TOKENS, EPOCHS
 from pivotune.lab.templates import LANGUAGES, MEANING, SCAFFOLD
 from pivotune.lab.trial import Record, ask, item
 from pivotune.lab.world import Fact, World, mixed_prompt
 from pivotune.objectives.cc_tuning import LinearConnection
-from pivotune.objectives.cc_tuning.transform_matrix import NormalEquations, RunningR2
+from pivotune.objectives.cc_tuning.transform_matrix import RunningR2, least_squares
 from pivotune.tables import table
+from pivotune.taps import Injection, Tap
 
 BATCH = 64
 LOGITS, FEATURE, CC = by_name("logits"), by_name("feature"), by_name("CC")
@@ -76,7 +77,8 @@ LINKS = {
     "foreign frame": "own question about the subject's English name",
     "whole": WHOLE,
 }
-PARTS = ("attention", "feed_forward")
+PARTS: tuple[Site, ...] = ("attention", "feed_forward")
+SITES: tuple[Site, ...] = (*PARTS, "hidden")
 
 MATRICES = {
     # name -> the questions it is fitted on, and whether languages and layers have one each
@@ -218,7 +220,7 @@ def links(model: Any, tokenizer: Any) -> dict[str, Given]:
     """Each step from a question to its answer asked by itself, and the whole."""
     asked = {
         name: {
-            language: answer(model, tokenizer, [link_of(name, fact, language)[0] for fact in some])
+            language: answers(model, tokenizer, [link_of(name, fact, language)[0] for fact in some])
             for language, some in facts(LANGUAGES[1:]).items()
         }
         for name in LINKS
@@ -260,7 +262,7 @@ def reading(anatomy: Anatomy, tokenizer: Any) -> dict[str, Given]:
         with anatomy.truncated(layer):
             for name, link in (("own", "whole"), ("English", "fact")):
                 found[f"{name}, layer {layer}"] = {
-                    language: answer(anatomy.lm, tokenizer, [link_of(link, fact, language)[0] for fact in some])
+                    language: answers(anatomy.lm, tokenizer, [link_of(link, fact, language)[0] for fact in some])
                     for language, some in facts(LANGUAGES[1:]).items()
                 }
     return found
@@ -270,29 +272,27 @@ def patches(anatomy: Anatomy, tokenizer: Any) -> dict[str, Given]:
     """The own question with parts of the English pass put in at the last token, and the English one with parts
     taken out there (their mean over the questions of the batch stands in)."""
     layers = range(1, anatomy.num_layers + 1)
-    everywhere = {part: [(part, layer) for layer in layers] for part in PARTS}
-    put: dict[str, list[tuple[str, int]]] = {
+    everywhere = {site: [(site, layer) for layer in layers] for site in PARTS}
+    put: dict[str, list[tuple[Site, int]]] = {
         "nothing": [],
         "feed-forward outputs, all layers": everywhere["feed_forward"],
         "attention outputs, all layers": everywhere["attention"],
-        **{f"everything up to layer {layer}": [("residual", layer)] for layer in layers},
+        **{f"everything up to layer {layer}": [("hidden", layer)] for layer in layers},
     }
     found: dict[str, Given] = {}
     for language, some in facts(LANGUAGES[1:]).items():
         for start in range(0, len(some), BATCH):
             batch = some[start : start + BATCH]
             own, english = ([link_of(link, fact, language)[0] for fact in batch] for link in ("whole", "fact"))
-            with _Last(anatomy) as last:
-                answer(anatomy.lm, tokenizer, english, max_new_tokens=1)
+            seen = _seen(anatomy, tokenizer, english)
             for name, places in put.items():
-                with _Last(anatomy, {place: last.seen[place] for place in places}):
-                    said = answer(anatomy.lm, tokenizer, own)
+                theirs = {(site, layer): seen[site][:, layer - 1] for site, layer in places}
+                said = _patched(anatomy, tokenizer, own, theirs)
                 found.setdefault(name, {}).setdefault(language, []).extend(said)
-            for part in PARTS:
-                means = {place: last.seen[place].mean(dim=0, keepdim=True) for place in everywhere[part]}
-                with _Last(anatomy, means):
-                    said = answer(anatomy.lm, tokenizer, english)
-                name = f"English question without its {part.replace('_', '-')} outputs"
+            for site in PARTS:
+                means = {place: seen[site][:, place[1] - 1].mean(dim=0, keepdim=True) for place in everywhere[site]}
+                said = _patched(anatomy, tokenizer, english, means)
+                name = f"English question without its {site.replace('_', '-')} outputs"
                 found.setdefault(name, {}).setdefault(language, []).extend(said)
     return found
 
@@ -306,19 +306,28 @@ def carried(anatomy: Anatomy, tokenizer: Any, asked: Mapping[str, Sequence[Fact]
     (The difference of means as the direction of a language: Dumas et al., ACL 2025, average over languages instead.)
     """
     found: dict[str, Given] = {}
+    layers = range(1, anatomy.num_layers + 1)
     for language, some in asked.items():
         pairs = [(link_of("whole", fact, language), link_of("fact", fact, language)[0]) for fact in some]
         # Some answers begin with a token that is the blank alone: the prompt ends behind it.
         own = [prompt + " " * _blank(tokenizer, value) for (prompt, value), _ in pairs]
-        said_by = {"nothing": answer(anatomy.lm, tokenizer, own)}
-        streams = [_residual(anatomy, tokenizer, prompts) for prompts in (own, [english for _, english in pairs])]
-        for layer in range(1, anatomy.num_layers + 1):
-            own_Nd, english_Nd = (stream[layer] for stream in streams)
-            put_Nd = english_Nd - english_Nd.mean(0) + own_Nd.mean(0)
-            said = said_by[f"layer {layer}"] = []
-            for start in range(0, len(own), BATCH):
-                with _Last(anatomy, {("residual", layer): put_Nd[start : start + BATCH]}):
-                    said += answer(anatomy.lm, tokenizer, own[start : start + BATCH])
+        batches = [slice(start, start + BATCH) for start in range(0, len(own), BATCH)]
+        own_NLd, english_NLd = (
+            torch.cat([_seen(anatomy, tokenizer, prompts[one])["hidden"] for one in batches])
+            for prompts in (own, [english for _, english in pairs])
+        )
+        put_NLd = english_NLd - english_NLd.mean(0) + own_NLd.mean(0)
+        puts: dict[str, list[int]] = {"nothing": []} | {f"layer {layer}": [layer] for layer in layers}
+        said_by = {
+            name: [
+                said
+                for one in batches
+                for said in _patched(
+                    anatomy, tokenizer, own[one], {("hidden", layer): put_NLd[one, layer - 1] for layer in chosen}
+                )
+            ]
+            for name, chosen in puts.items()
+        }
         for name, said in said_by.items():
             found.setdefault(name, {})[language] = said
     return found
@@ -329,57 +338,35 @@ def _blank(tokenizer: Any, value: str) -> bool:
     return bool(tokenizer.decode([first]) == " ")
 
 
-def _residual(anatomy: Anatomy, tokenizer: Any, prompts: Sequence[str]) -> dict[int, Tensor]:
-    """Layer -> (N, d), the residual stream behind it at the last token of each prompt."""
-    found: dict[int, list[Tensor]] = {}
-    for start in range(0, len(prompts), BATCH):
-        with _Last(anatomy) as last:
-            answer(anatomy.lm, tokenizer, prompts[start : start + BATCH], max_new_tokens=1)
-        for (part, layer), seen_Bd in last.seen.items():
-            if part == "residual":
-                found.setdefault(layer, []).append(seen_Bd)
-    return {layer: torch.cat(some) for layer, some in found.items()}
+def _seen(anatomy: Anatomy, tokenizer: Any, prompts: Sequence[str]) -> dict[Site, Tensor]:
+    """What every site of every layer gives at the last token of each prompt: (N, L, d) each."""
+    inputs = _encoded(tokenizer, prompts)
+    with Tap(anatomy, at=_last(inputs)[0].expand(len(prompts)), sites=SITES) as tap:
+        anatomy.lm.generate(**inputs, max_new_tokens=1, do_sample=False)
+    return {site: tap.states(site) for site in SITES}
 
 
-class _Last:
-    """Reads, and where told so replaces, what the modules give at the prompt's last token (prompts padded left).
+def _patched(
+    anatomy: Anatomy, tokenizer: Any, prompts: Sequence[str], put: Mapping[tuple[Site, int], Tensor]
+) -> list[str]:
+    """Answers with vectors, (B, d) or (1, d), in place of what (site, layer) gives at each prompt's last token."""
+    inputs = _encoded(tokenizer, prompts)
+    last = _last(inputs)
+    patches = [Injection(layer, put_Bd, last, site=site, replace=True) for (site, layer), put_Bd in put.items()]
+    with Tap(anatomy, injections=patches):
+        output = anatomy.lm.generate(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+    texts = tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
 
-    Args:
-        anatomy: of the lab's model, whose layers call their attention `self_attn`.
-        put: (part, layer) -> (B, d) or (1, d), in place of the module's own output; part is attention, feed_forward
-            or residual (the layer's output).
-    """
 
-    def __init__(self, anatomy: Anatomy, put: Mapping[tuple[str, int], Tensor] | None = None):
-        self.anatomy, self.put = anatomy, put or {}
-        self.seen: dict[tuple[str, int], Tensor] = {}
-        self._hooks = ExitStack()
+def _encoded(tokenizer: Any, prompts: Sequence[str]) -> Any:
+    """Padded on the left, so that all prompts end at the same place."""
+    return tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
 
-    def __enter__(self) -> _Last:
-        for layer in range(1, self.anatomy.num_layers + 1):
-            modules: dict[str, nn.Module] = {
-                "attention": self.anatomy.layer(layer).self_attn,  # type: ignore[dict-item]
-                "feed_forward": self.anatomy.feed_forward(layer),
-                "residual": self.anatomy.layer(layer),
-            }
-            for part, module in modules.items():
-                handle = module.register_forward_hook(partial(self._hook, (part, layer)))
-                self._hooks.callback(handle.remove)
-        return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._hooks.close()
-
-    def _hook(self, place: tuple[str, int], module: nn.Module, args: Any, output: Any) -> Any:
-        out_BTd = output[0] if isinstance(output, tuple) else output
-        if out_BTd.shape[1] == 1:
-            return None  # a token of the answer
-        self.seen[place] = out_BTd[:, -1].clone()
-        if place not in self.put:
-            return None
-        changed_BTd = out_BTd.clone()
-        changed_BTd[:, -1] = self.put[place]
-        return (changed_BTd, *output[1:]) if isinstance(output, tuple) else changed_BTd
+def _last(inputs: Any) -> Tensor:
+    """(1, 1): where they end. No token of an answer is there: each comes in a pass of its own, as its first token."""
+    return torch.tensor([[inputs.input_ids.shape[1] - 1]])
 
 
 def connections(run: Any, lab: Lab) -> dict[str, Given]:
@@ -415,16 +402,17 @@ def matrices(run: Any, lab: Lab) -> dict[str, dict[str, Any]]:
         split: {language: _activations(plain, run.tokenizer, some) for language, some in of_language.items()}
         for split, of_language in records.items()
     }
-    pairs["both"] = {
-        language: tuple(torch.cat(sides, dim=1) for sides in zip(pairs["training"][language], more, strict=True))
-        for language, more in pairs["development"].items()
-    }
+    pairs["both"] = {}
+    for language, development in pairs["development"].items():
+        sides = zip(pairs["training"][language], development, strict=True)
+        own_LNd, english_LNd = (torch.cat(side, dim=1) for side in sides)
+        pairs["both"][language] = own_LNd, english_LNd
     found: dict[str, dict[str, Any]] = {}
     for name, (split, per_language, per_layer) in MATRICES.items():
         r2, given = RunningR2(lab.num_layers, plain.anatomy.hidden_size), {}
         for language in lab.languages:
             fitted = [pairs[split][language]] if per_language else list(pairs[split].values())
-            matrix = _fit(fitted, per_layer, config.ridge)
+            matrix = least_squares(fitted, per_layer=per_layer, ridge=config.ridge)
             connection = LinearConnection(run.model, config, decision_maker, matrix)
             connect(run.model, connection, "none")
             given[language] = ask(run.model, run.tokenizer, {language: asked[language]}, "matrix")[language]["given"]
@@ -434,7 +422,7 @@ def matrices(run: Any, lab: Lab) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _activations(connection: LinearConnection, tokenizer: Any, records: Sequence[Record]) -> tuple[Tensor, ...]:
+def _activations(connection: LinearConnection, tokenizer: Any, records: Sequence[Record]) -> tuple[Tensor, Tensor]:
     """The feed-forward activations at the last token of the questions and of their English, (L, N, d) each."""
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
     for start in range(0, len(records), BATCH):
@@ -443,17 +431,8 @@ def _activations(connection: LinearConnection, tokenizer: Any, records: Sequence
             prompts = [text["prompt"] for text in texts]
             inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
             side.append(connection.activations(inputs.input_ids, inputs.attention_mask).transpose(0, 1))
-    return tuple(torch.cat(side, dim=1) for side in sides)
-
-
-def _fit(pairs: Sequence[tuple[Tensor, ...]], per_layer: bool, ridge: float) -> Tensor:
-    """The Transform Matrix of these pairs, as `fit_transform_matrix` fits it."""
-    layers, _, size = pairs[0][0].shape
-    equations = NormalEquations(layers if per_layer else 1, size)
-    for own_LNd, english_LNd in pairs:
-        equations.add(*(x if per_layer else x.flatten(0, 1)[None] for x in (own_LNd, english_LNd)))
-    weight = equations.solve(ridge).float()
-    return weight if per_layer else weight[0]
+    own, english = (torch.cat(side, dim=1) for side in sides)
+    return own, english
 
 
 def _records(lab: Lab, language: str) -> list[Record]:
@@ -461,21 +440,9 @@ def _records(lab: Lab, language: str) -> list[Record]:
     return [record for record in lab.task.examples("heldout", language) if item(record) in wanted]
 
 
-def answer(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int = ANSWER_TOKENS) -> list[str]:
+def answers(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
     """Greedy answers, in the order of the prompts."""
-    said: list[str] = []
-    for start in range(0, len(prompts), BATCH):
-        inputs = tokenizer(
-            prompts[start : start + BATCH],
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-            return_token_type_ids=False,
-        )
-        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        texts = tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
-        said += [text.strip() for text in texts]
-    return said
+    return generate_texts(model, tokenizer, prompts, style="plain", batch_size=BATCH, max_new_tokens=ANSWER_TOKENS)
 
 
 # Telling -------------------------------------------------------------------------------------------------------------

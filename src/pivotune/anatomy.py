@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 
 from pivotune.errors import PivotuneError
+
+Site = Literal["hidden", "attention", "feed_forward"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Family:
         decoder: from the causal LM to the module that embeds, runs the layers and applies the final norm.
         embed, layers, norm: from the decoder to the token embedding, the layer list and the final norm.
         head: from the causal LM to the output projection (`W_out` of the papers).
-        feed_forward: from a layer to the module whose output that layer adds to the residual stream. Families with a
-            norm behind the feed-forward block (Gemma-2, OLMo-2) name that norm: its output, not the raw MLP's, has
+        attention, feed_forward: from a layer to the modules whose outputs that layer adds to the residual stream.
+            Families with a norm behind the block (Gemma-2, OLMo-2) name that norm: its output, not the raw block's, has
             the scale of the residual stream.
         logit_scale: attribute of the causal LM that multiplies its logits, if the family has one.
     """
@@ -41,12 +43,13 @@ class Family:
     layers: str = "layers"
     norm: str = "norm"
     head: str = "lm_head"
+    attention: str = "self_attn"
     feed_forward: str = "mlp"
     logit_scale: str | None = None
 
 
 _LLAMA_LAYOUT = Family()
-_POST_NORM_LAYOUT = Family(feed_forward="post_feedforward_layernorm")
+_POST_NORM_LAYOUT = Family(attention="post_attention_layernorm", feed_forward="post_feedforward_layernorm")
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA_LAYOUT,
@@ -59,7 +62,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": _POST_NORM_LAYOUT,
     "olmo2": _POST_NORM_LAYOUT,
     "cohere": Family(logit_scale="logit_scale"),
-    "gpt_neox": Family(decoder="gpt_neox", embed="embed_in", norm="final_layer_norm"),
+    "gpt_neox": Family(decoder="gpt_neox", embed="embed_in", norm="final_layer_norm", attention="attention"),
 }
 
 TEXT_PARTS = {"gemma3": "gemma3_text"}
@@ -132,8 +135,9 @@ class Anatomy:
         paths += [f"{family.decoder}.{part}" for part in (family.embed, family.layers, family.norm)]
         missing = [path for path in paths if _get(self.lm, path) is None]
         layers = _get(self.lm, f"{family.decoder}.{family.layers}")
-        if layers is not None and len(layers) and _get(layers[0], family.feed_forward) is None:
-            missing.append(f"{family.decoder}.{family.layers}[i].{family.feed_forward}")
+        if layers is not None and len(layers):
+            parts = (part for part in (family.attention, family.feed_forward) if _get(layers[0], part) is None)
+            missing += [f"{family.decoder}.{family.layers}[i].{part}" for part in parts]
         return missing
 
     def _describe_unknown(self) -> str:
@@ -174,9 +178,11 @@ class Anatomy:
         """Decoder layer `number`, counted 1..L as the papers do."""
         return self.layers[number - 1]
 
-    def feed_forward(self, number: int) -> nn.Module:
-        """The module whose output layer `number` (1..L) adds to the residual stream as its feed-forward part."""
-        return attrgetter(self.family.feed_forward)(self.layer(number))
+    def site(self, name: Site, number: int) -> nn.Module:
+        """The module whose output is what `name` says of layer `number` (1..L): `hidden`, the residual stream behind
+        the layer; `attention` or `feed_forward`, what that part of the layer adds to the stream."""
+        layer = self.layer(number)
+        return layer if name == "hidden" else attrgetter(getattr(self.family, name))(layer)
 
     def check_layer(self, value: Any, option: str) -> int:
         """`value` as a layer number of this model, or an error that names `option` and the range."""

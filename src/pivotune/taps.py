@@ -1,9 +1,12 @@
 """Read and write activations of one forward pass, through hooks.
 
-    with Tap(anatomy, hidden=[2, 15], feed_forward_at=last_token) as tap:
+    with Tap(anatomy, hidden=[2, 15], at=last_token, sites=["feed_forward"]) as tap:
         anatomy.decoder(input_ids=..., attention_mask=..., use_cache=False)
-    tap.hidden[2]        # (B, T, d): the residual stream after decoder layer 2
-    tap.feed_forward()   # (B, L, d): each layer's feed-forward output at one token per row
+    tap.hidden[2]                 # (B, T, d): the residual stream after decoder layer 2
+    tap.states("feed_forward")    # (B, L, d): each layer's feed-forward output at one token per row
+
+A site is a place in every layer (`pivotune.anatomy.Site`): `hidden`, the residual stream behind it; `attention` and
+`feed_forward`, what these parts add to the stream.
 
 The hooks exist only while the context is open: nothing is left on the model, also after an exception. Gradient
 checkpointing replays a layer's forward during the backward pass, when the context is long closed; so while it is open,
@@ -20,24 +23,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pivotune.anatomy import Anatomy
+from pivotune.anatomy import Anatomy, Site
 from pivotune.errors import PivotuneError
 
 
 class Injection:
-    """A vector per row that is added to the residual stream after one decoder layer.
+    """A vector per row that is added to, or put in place of, what one site gives.
 
     Args:
-        layer: decoder layer 1..L behind which it is added.
-        vectors_BD: what is added, row by row; zero rows change nothing.
-        positions_BK: the token positions of each row that receive it; positions < 0 are skipped.
+        layer: decoder layer 1..L.
+        vectors_BD: what is added, row by row; zero rows change nothing. One row may stand for all.
+        positions_BK: the token positions of each row that receive it; positions < 0 are skipped. One row may stand for
+            all.
         relative_norm: scale each vector, at each position, to this share of the norm of the state that it joins, which
-            gets no gradient by way of its norm. None adds the vectors as they are.
+            gets no gradient by way of its norm. None takes the vectors as they are.
+        site: where in the layer.
+        replace: put the vectors in place of what was there; otherwise they are added to it.
     """
 
-    def __init__(self, layer: int, vectors_BD: Tensor, positions_BK: Tensor, relative_norm: float | None = None):
+    def __init__(
+        self,
+        layer: int,
+        vectors_BD: Tensor,
+        positions_BK: Tensor,
+        relative_norm: float | None = None,
+        *,
+        site: Site = "hidden",
+        replace: bool = False,
+    ):
         self.layer, self.vectors_BD, self.positions_BK = layer, vectors_BD, positions_BK
-        self.relative_norm = relative_norm
+        self.relative_norm, self.site, self.replace = relative_norm, site, replace
 
     def __call__(self, hidden_BTD: Tensor) -> Tensor:
         token_T = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)
@@ -46,7 +61,10 @@ class Injection:
         if self.relative_norm is not None:
             norm_BT1 = torch.linalg.vector_norm(hidden_BTD.detach(), dim=-1, keepdim=True)
             added_BTD = F.normalize(added_BTD, dim=-1) * (self.relative_norm * norm_BT1).to(added_BTD.dtype)
-        return hidden_BTD + here_BT[..., None] * added_BTD.to(hidden_BTD.dtype)
+        added_BTD = added_BTD.to(hidden_BTD.dtype)
+        if self.replace:
+            return torch.where(here_BT[..., None], added_BTD, hidden_BTD)
+        return hidden_BTD + here_BT[..., None] * added_BTD
 
 
 class Tap:
@@ -55,8 +73,9 @@ class Tap:
     Args:
         anatomy: the model's parts.
         hidden: decoder layers (1..L) whose output to keep, whole: (B, T, d) each.
-        feed_forward_at: (B,) token position per row; keeps every layer's feed-forward output there.
-        injections: what to add on the way. A captured layer that is also injected is kept as it is after the injection.
+        at: (B,) token position per row: keeps there what each of `sites` gives in every layer.
+        sites: which; `hidden` and `at` are told apart from `hidden=`, which keeps whole layers.
+        injections: what to add or put in on the way. What is kept of a site is what it gives after the injection.
 
     Attributes:
         hidden: layer number -> (B, T, d), filled by the pass.
@@ -67,22 +86,25 @@ class Tap:
         anatomy: Anatomy,
         *,
         hidden: Iterable[int] = (),
-        feed_forward_at: Tensor | None = None,
+        at: Tensor | None = None,
+        sites: Iterable[Site] = ("feed_forward",),
         injections: Iterable[Injection] = (),
     ):
         self._anatomy = anatomy
         self._wanted = frozenset(hidden)
-        self._at = feed_forward_at
+        self._at = at
+        self._sites = () if at is None else tuple(sites)
         self._injections = tuple(injections)
         self._cleanup = ExitStack()
         self._open = False
         self._expects_grad = False
         self.hidden: dict[int, Tensor] = {}
-        self._feed_forward: dict[int, Tensor] = {}
+        self._states: dict[Site, dict[int, Tensor]] = {site: {} for site in self._sites}
 
-    def feed_forward(self) -> Tensor:
-        """(B, L, d): every layer's feed-forward output at the asked position."""
-        return torch.stack([self._feed_forward[n] for n in sorted(self._feed_forward)], dim=1)
+    def states(self, site: Site) -> Tensor:
+        """(B, L, d): what every layer gives at this site, at the asked position."""
+        of_layer = self._states[site]
+        return torch.stack([of_layer[number] for number in sorted(of_layer)], dim=1)
 
     def __enter__(self) -> Tap:
         self._open, self._expects_grad = True, torch.is_grad_enabled()
@@ -99,12 +121,11 @@ class Tap:
     def _hooks(self, number: int) -> list[tuple[nn.Module, Callable]]:
         """The (module, forward hook) pairs that layer `number` needs."""
         hooks: list[tuple[nn.Module, Callable]] = []
-        layer = self._anatomy.layer(number)
-        if self._at is not None:
-            hooks.append((self._anatomy.feed_forward(number), self._keep_feed_forward(number)))
-        hooks += [(layer, _inject(one)) for one in self._injections if one.layer == number]
+        site = self._anatomy.site
+        hooks += [(site(one.site, number), _inject(one)) for one in self._injections if one.layer == number]
+        hooks += [(site(name, number), self._keep_state(name, number)) for name in self._sites]
         if number in self._wanted:
-            hooks.append((layer, self._keep_hidden(number)))
+            hooks.append((site("hidden", number), self._keep_hidden(number)))
         return hooks
 
     def _keep_hidden(self, number: int) -> Callable:
@@ -114,20 +135,21 @@ class Tap:
 
         return hook
 
-    def _keep_feed_forward(self, number: int) -> Callable:
+    def _keep_state(self, site: Site, number: int) -> Callable:
         assert self._at is not None
         at = self._at
 
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
             if self._expects_grad and not torch.is_grad_enabled():
                 raise PivotuneError(
-                    "gradient_checkpointing: the re-entrant variant hides feed-forward activations from the gradient. "
-                    "Set gradient_checkpointing_kwargs: {use_reentrant: false}."
+                    f"gradient_checkpointing: the re-entrant variant hides {site.replace('_', '-')} activations from "
+                    "the gradient. Set gradient_checkpointing_kwargs: {use_reentrant: false}."
                 )
             # Gathered inside the layer: only (B, d) stays alive. A replay repeats it to save the same tensors.
-            picked = output[torch.arange(output.shape[0], device=output.device), at.to(output.device)]
+            given = _hidden_of(output)
+            picked = given[torch.arange(given.shape[0], device=given.device), at.to(given.device)]
             if self._open:
-                self._feed_forward[number] = picked
+                self._states[site][number] = picked
 
         return hook
 
@@ -174,7 +196,7 @@ def _inject(injection: Injection) -> Callable:
 
 
 def _hidden_of(output: Any) -> Tensor:
-    """Some layers return a tuple whose first item is the residual stream."""
+    """Attention, and some layers, return a tuple whose first item is meant."""
     return output[0] if isinstance(output, tuple) else output
 
 

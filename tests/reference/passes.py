@@ -21,23 +21,38 @@ class Pass:
     Attributes:
         hidden: L + 1 tensors (T, d): hidden[0] the embeddings, hidden[l] the residual stream after layer l.
         feed_forward: L + 1 tensors (T, d): what layer l's feed-forward block added; feed_forward[0] is None.
+        attention: the same of its attention block.
         logits: (T, V).
     """
 
     hidden: list[Tensor]
     feed_forward: list[Any]
+    attention: list[Any]
     logits: Tensor
 
 
 @dataclass
 class Connection:
     """A vector (d,) added to the hidden state after `layer` (1..L) at `positions`; scaled to `relative_norm` times the
-    length of the state there, where that is given."""
+    length of the state there, where that is given. Or to what the layer's attention or feed-forward block adds
+    (`part`); or in place of it (`replace`)."""
 
     layer: int
     positions: list[int]
     vector: Tensor
     relative_norm: float | None = None
+    part: str = "hidden"
+    replace: bool = False
+
+    def made(self, states: Tensor) -> Tensor:
+        """(T, d) with the connection."""
+        rows = list(states)
+        for position in self.positions:
+            vector = self.vector
+            if self.relative_norm is not None:
+                vector = vector / vector.norm() * states[position].detach().norm() * self.relative_norm
+            rows[position] = vector if self.replace else rows[position] + vector
+        return torch.stack(rows)
 
 
 def lm_of(model: nn.Module) -> nn.Module:
@@ -59,34 +74,27 @@ def feed_forward_of(model: nn.Module, layer: nn.Module) -> nn.Module:
     return layer.post_feedforward_layernorm if normed_after else layer.mlp
 
 
+def attention_of(model: nn.Module, layer: nn.Module) -> nn.Module:
+    kind = lm_of(model).config.model_type
+    if kind in ("gemma2", "gemma3_text", "olmo2"):
+        return layer.post_attention_layernorm
+    return layer.attention if kind == "gpt_neox" else layer.self_attn
+
+
 def run(model: nn.Module, tokens: list[int], connection: Connection | None = None) -> Pass:
     """One sequence through the whole model, without padding, mask or cache."""
-    hidden: dict[int, Tensor] = {}
-    feed_forward: dict[int, Tensor] = {}
+    seen: dict[str, dict[int, Tensor]] = {"hidden": {}, "attention": {}, "feed_forward": {}}
     handles = []
 
     def keep_embeddings(module: nn.Module, args: Any, kwargs: Any) -> None:
-        hidden[0] = (args[0] if args else kwargs["hidden_states"])[0]
+        seen["hidden"][0] = (args[0] if args else kwargs["hidden_states"])[0]
 
-    def keep_feed_forward(number: int) -> Any:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            feed_forward[number] = output[0]
-
-        return hook
-
-    def keep_hidden(number: int) -> Any:
+    def keep(part: str, number: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             state = output[0] if isinstance(output, tuple) else output
-            if connection is not None and connection.layer == number:
-                addition = torch.zeros_like(state)
-                for position in connection.positions:
-                    vector = connection.vector
-                    if connection.relative_norm is not None:
-                        length = state[0, position].detach().norm() * connection.relative_norm
-                        vector = vector / vector.norm() * length
-                    addition[0, position] = vector
-                state = state + addition
-            hidden[number] = state[0]
+            if connection is not None and (connection.layer, connection.part) == (number, part):
+                state = connection.made(state[0])[None]
+            seen[part][number] = state[0]
             return (state, *output[1:]) if isinstance(output, tuple) else state
 
         return hook
@@ -94,15 +102,17 @@ def run(model: nn.Module, tokens: list[int], connection: Connection | None = Non
     layers = layers_of(model)
     handles.append(layers[0].register_forward_pre_hook(keep_embeddings, with_kwargs=True))
     for number, layer in enumerate(layers, start=1):
-        handles.append(feed_forward_of(model, layer).register_forward_hook(keep_feed_forward(number)))
-        handles.append(layer.register_forward_hook(keep_hidden(number)))
+        handles.append(attention_of(model, layer).register_forward_hook(keep("attention", number)))
+        handles.append(feed_forward_of(model, layer).register_forward_hook(keep("feed_forward", number)))
+        handles.append(layer.register_forward_hook(keep("hidden", number)))
     try:
         logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
     finally:
         for handle in handles:
             handle.remove()
-    count = len(layers)
-    return Pass([hidden[n] for n in range(count + 1)], [None, *(feed_forward[n] for n in range(1, count + 1))], logits)
+    numbers = range(1, len(layers) + 1)
+    feed_forward, attention = ([None, *(seen[part][n] for n in numbers)] for part in ("feed_forward", "attention"))
+    return Pass([seen["hidden"][n] for n in (0, *numbers)], feed_forward, attention, logits)
 
 
 def frozen_logits(model: nn.Module, hidden: Tensor, final_norm: bool) -> Tensor:

@@ -138,9 +138,10 @@ def read_side(
     """One pass over right-padded rows (N, T), on the model's device; `places` are start, end and last of `Side`."""
     start, end, last = places
     layers = range(1, anatomy.num_layers + 1)
-    with Tap(anatomy, hidden=layers, feed_forward_at=last if feed_forward else None) as tap:
+    with Tap(anatomy, hidden=layers, at=last if feed_forward else None) as tap:
         anatomy.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    return Side(input_ids, attention_mask, tap.hidden, start, end, last, tap.feed_forward() if feed_forward else None)
+    lent = tap.states("feed_forward") if feed_forward else None
+    return Side(input_ids, attention_mask, tap.hidden, start, end, last, lent)
 
 
 def lens_logits(

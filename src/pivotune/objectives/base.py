@@ -321,14 +321,14 @@ def english_pass(anatomy: Anatomy, batch: Batch, wants: Wants) -> Pass | None:
     with (
         unobtrusive(mask.device, not wants.gradient),
         anatomy.truncated(depth),
-        Tap(anatomy, hidden=wants.hidden, feed_forward_at=last) as tap,
+        Tap(anatomy, hidden=wants.hidden, at=last) as tap,
     ):
         final = decode(anatomy, batch["english_input_ids"], mask)
     if not wants.feed_forward:
         return Pass(final, tap.hidden)
     # FSDP2 gathers a layer's parameters for the backward pass when a gradient reaches the layer's OUTPUT. Of the
     # last layer only the inside is used here; so a gradient of zero is sent through its output.
-    return Pass(final, tap.hidden, tap.feed_forward() + 0.0 * final[0, 0, 0])
+    return Pass(final, tap.hidden, tap.states("feed_forward") + 0.0 * final[0, 0, 0])
 
 
 def last_token(attention_mask_BT: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from experiments import intervals
 from experiments.lab import bottleneck
-from experiments.lab.bottleneck import LINKS, _Last, answer, link_of
+from experiments.lab.bottleneck import LINKS, link_of
 from experiments.lab.rows import BASE, TFT
 from experiments.lab.tables import KINDS, kind_of
 from pivotune.anatomy import Anatomy
@@ -23,6 +23,7 @@ from pivotune.lab.base import load_base
 from pivotune.lab.world import World, mixed_prompt
 from pivotune.objectives import CCTuningConfig
 from pivotune.objectives.cc_tuning import LinearConnection
+from pivotune.objectives.cc_tuning.transform_matrix import least_squares
 
 
 @pytest.fixture(scope="module")
@@ -76,17 +77,20 @@ def test_patches_go_where_they_are_told(opened: tuple[Anatomy, Any]) -> None:
     anatomy, tokenizer = opened
     some = bottleneck.facts(["zh"])["zh"][:6]
     own, english = ([link_of(name, fact, "zh")[0] for fact in some] for name in ("whole", "fact"))
+    seen, patched = bottleneck._seen, bottleneck._patched
     with torch.inference_mode():
-        plain = answer(anatomy.lm, tokenizer, own)
-        with _Last(anatomy) as mine:
-            answer(anatomy.lm, tokenizer, own, max_new_tokens=1)
-        with _Last(anatomy, mine.seen):  # its own states change nothing
-            assert answer(anatomy.lm, tokenizer, own) == plain
-        with _Last(anatomy) as theirs:
-            first = answer(anatomy.lm, tokenizer, english, max_new_tokens=1)
-        last = ("residual", anatomy.num_layers)
-        with _Last(anatomy, {last: theirs.seen[last]}):  # what the head sees decides the first token
-            assert answer(anatomy.lm, tokenizer, own, max_new_tokens=1) == first
+        plain = bottleneck.answers(anatomy.lm, tokenizer, own)
+        assert patched(anatomy, tokenizer, own, {}) == plain
+        for site, of_layers in seen(anatomy, tokenizer, own).items():  # its own states change nothing
+            mine = {(site, layer): of_layers[:, layer - 1] for layer in range(1, anatomy.num_layers + 1)}
+            assert patched(anatomy, tokenizer, own, mine) == plain
+        last = anatomy.num_layers
+        theirs = {("hidden", last): seen(anatomy, tokenizer, english)["hidden"][:, last - 1]}
+        tokens = {}
+        for name, prompts, put in (("english", english, {}), ("patched", own, theirs)):
+            texts = patched(anatomy, tokenizer, prompts, put)
+            tokens[name] = [tokenizer(f" {text}", add_special_tokens=False).input_ids[0] for text in texts]
+        assert tokens["patched"] == tokens["english"]  # what the head sees decides the first token
     assert not any(module._forward_hooks for module in anatomy.lm.modules())
 
 
@@ -98,7 +102,7 @@ def test_what_is_carried_is_the_other_question_less_its_language(opened: tuple[A
         found = bottleneck.carried(anatomy, tokenizer, some)
         for language, asked in some.items():
             own, english = ([link_of(name, fact, language)[0] for fact in asked] for name in ("whole", "fact"))
-            assert found["nothing"][language] == answer(anatomy.lm, tokenizer, own)
+            assert found["nothing"][language] == bottleneck._patched(anatomy, tokenizer, own, {})
             if language == "zh":  # whose answers begin with a blank of its own
                 own = [f"{prompt} " for prompt in own]
                 first = tokenizer(f" {asked[0].value_names['zh']}", add_special_tokens=False).input_ids[0]
@@ -111,17 +115,14 @@ def test_what_is_carried_is_the_other_question_less_its_language(opened: tuple[A
                 put_Nd = own_Nd.mean(0) + english_Nd - english_Nd.mean(0)
                 said = []
                 for prompt, put_d in zip(own, put_Nd, strict=True):
-                    with _Last(anatomy, {("residual", layer): put_d[None]}):
-                        said += answer(anatomy.lm, tokenizer, [prompt])
+                    said += bottleneck._patched(anatomy, tokenizer, [prompt], {("hidden", layer): put_d[None]})
                 assert said == found[f"layer {layer}"][language]
 
 
 def _states(anatomy: Anatomy, tokenizer: Any, prompt: str) -> tuple[torch.Tensor, ...]:
     """Behind each layer, at the last token; the last one before the final norm."""
-    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-    with _Last(anatomy) as last:
-        anatomy.lm(**inputs)
-    return (torch.empty(0), *(last.seen["residual", layer][0] for layer in range(1, anatomy.num_layers + 1)))
+    (seen_Ld,) = bottleneck._seen(anatomy, tokenizer, [prompt])["hidden"]
+    return (torch.empty(0), *seen_Ld)
 
 
 def test_matrices_are_fitted_on_what_their_name_says(opened: tuple[Anatomy, Any], few: None) -> None:
@@ -147,11 +148,11 @@ def test_matrices_are_fitted_on_what_their_name_says(opened: tuple[Anatomy, Any]
     asked, each = r2["fitted on the very questions asked"], r2["and one per language and layer"]
     assert each > asked > max(r2[name] for name, (split, *_) in bottleneck.MATRICES.items() if split != "heldout")
     # Against least squares by another road.
-    shared = bottleneck._fit([(own_LNd, english_LNd)], False, 0.0)
+    shared = least_squares([(own_LNd, english_LNd)], per_layer=False, ridge=0.0)
     source, target = (x.flatten(0, 1).double() for x in (own_LNd, english_LNd))
     torch.testing.assert_close(shared.double(), torch.linalg.lstsq(source, target).solution, rtol=1e-3, atol=1e-4)
-    per_layer = bottleneck._fit([(own_LNd, english_LNd)], True, 0.01)
-    second = bottleneck._fit([(own_LNd[1:2], english_LNd[1:2])], False, 0.01)
+    per_layer = least_squares([(own_LNd, english_LNd)], per_layer=True, ridge=0.01)
+    second = least_squares([(own_LNd[1:2], english_LNd[1:2])], per_layer=False, ridge=0.01)
     torch.testing.assert_close(per_layer[1], second)
 
 

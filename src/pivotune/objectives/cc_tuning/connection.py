@@ -85,11 +85,11 @@ class LinearConnection(Connection):
     def activations(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """v at the last token of each prompt, padded on either side: (B, L, d)."""
         position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        with Tap(self.anatomy, feed_forward_at=_last_position(attention_mask)) as tap:
+        with Tap(self.anatomy, at=_last_position(attention_mask)) as tap:
             self.anatomy.decoder(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
             )
-        return tap.feed_forward()
+        return tap.states("feed_forward")
 
     def lend(
         self,
@@ -222,9 +222,9 @@ def _connected_prefill(
         v = _per_row(request.english, rows, "english_input_ids")
     else:
         last = torch.full((rows,), tail - 1, device=input_ids.device)
-        with _forgetting(cache), Tap(connection.anatomy, feed_forward_at=last) as tap:
+        with _forgetting(cache), Tap(connection.anatomy, at=last) as tap:
             run_tail()
-        v = connection.transform(tap.feed_forward())
+        v = connection.transform(tap.states("feed_forward"))
     vectors = connection.pick(v, input_ids[:, -1].to(v.device))
     if request.connected is not None:
         connected = _per_row(request.connected.to(vectors.device), rows, "connected")

@@ -105,9 +105,9 @@ class CCTuning(Objective):
         length_P = batch["prompt_length"][rows]
         ids_PT = batch["input_ids"][rows, : int(length_P.max())]
         mask_PT = torch.arange(ids_PT.shape[1], device=ids_PT.device) < length_P[:, None]
-        with Tap(self.anatomy, feed_forward_at=length_P - 1) as tap:
+        with Tap(self.anatomy, at=length_P - 1) as tap:
             self.decode(ids_PT, mask_PT.long())
-        return {"target": tap.feed_forward()[is_pair], "english": english.feed_forward[is_pair]}
+        return {"target": tap.states("feed_forward")[is_pair], "english": english.feed_forward[is_pair]}
 
     def after_training(self, after: AfterTraining) -> dict[str, Any]:
         found = fit_transform_matrix(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,10 +162,7 @@ def fit_transform_matrix(
             yield out["target"].transpose(0, 1), out["english"].transpose(0, 1)  # (L, B, d)
 
     with evaluating(method):
-        equations = NormalEquations(1 if shared else anatomy.num_layers, anatomy.hidden_size, device)
-        for source, target in activations(fitted):
-            equations.add(*((x.flatten(0, 1)[None] if shared else x) for x in (source, target)))
-        weight = _solved(equations, config.ridge)
+        weight = _solved(_summed(activations(fitted), per_layer=not shared), config.ridge)
         r2 = RunningR2(anatomy.num_layers, anatomy.hidden_size, device)
         for source, target in activations(held):
             r2.add(source.double() @ weight, target)
@@ -177,6 +174,28 @@ def fit_transform_matrix(
         "r2_per_layer": r2.per_group(),
     }
     return TransformMatrix((weight[0] if shared else weight).float(), report)
+
+
+def least_squares(pairs: Iterable[tuple[Tensor, Tensor]], *, per_layer: bool, ridge: float) -> Tensor:
+    """The Transform Matrix of these activations: (d, d), or (L, d, d) `per_layer`, in float32.
+
+    Args:
+        pairs: batches of own and English activations, (L, B, d) each; one at least.
+        ridge: as `CCTuningConfig.ridge`.
+    """
+    weight = _solved(_summed(pairs, per_layer=per_layer), ridge).float()
+    return weight if per_layer else weight[0]
+
+
+def _summed(pairs: Iterable[tuple[Tensor, Tensor]], *, per_layer: bool) -> NormalEquations:
+    equations: NormalEquations | None = None
+    for source_LBd, target_LBd in pairs:
+        if equations is None:
+            layers, _, size = source_LBd.shape
+            equations = NormalEquations(layers if per_layer else 1, size, source_LBd.device)
+        equations.add(*(x if per_layer else x.flatten(0, 1)[None] for x in (source_LBd, target_LBd)))
+    assert equations is not None
+    return equations
 
 
 def _solved(equations: NormalEquations, ridge: float) -> Tensor:
