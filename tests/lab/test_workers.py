@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -142,3 +143,22 @@ def test_the_time_left_is_that_of_a_schedule(running: list[float], waiting: list
 def test_the_time_left_by_hand() -> None:
     assert time_left([10.0, 4.0], [5.0, 3.0, 2.0], 2) == 12.0  # 10 + 2, beside 4 + 5 + 3
     assert time_left([], [5.0, 5.0], 1) == 10.0
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no masks of signals here")
+def test_an_interruption_waits_though_another_thread_gets_it() -> None:
+    """The first thread must not leave in the middle of starting a process, which would then end with a traceback."""
+    done, reached = threading.Event(), False
+    other = threading.Thread(target=done.wait)
+    other.start()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever these tests were started with
+    try:
+        with pytest.raises(KeyboardInterrupt), workers._interruptions_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            reached = True
+        assert reached and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+        done.set()
+        other.join()

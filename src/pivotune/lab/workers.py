@@ -181,11 +181,19 @@ def _interruptions_held() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    held: list[int] = []
+    first = threading.current_thread() is threading.main_thread()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # The mask is this thread's alone: a signal that another thread gets interrupts the first one all the same.
+    handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number)) if first else None
     try:
         yield
     finally:
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if held:
+        signal.raise_signal(signal.SIGINT)
 
 
 # Showing it ----------------------------------------------------------------------------------------------------------
