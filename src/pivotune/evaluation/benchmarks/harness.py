@@ -57,7 +57,7 @@ def row_of(item: Item, **columns: Any) -> Row:
 
 
 def task_specs(tasks: Sequence[HarnessTask]) -> list[dict[str, Any]]:
-    """What `TaskManager().load` and `simple_evaluate(tasks=...)` take: a group, in which the harness lets tasks change."""
+    """What `TaskManager().load` and `simple_evaluate(tasks=...)` take. It changes tasks inside of groups."""
     return [{"group": "pivotune", "task": [task.config for task in tasks]}]
 
 
