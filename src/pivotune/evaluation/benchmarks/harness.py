@@ -100,7 +100,7 @@ class TaskData:
         except Exception as error:  # whatever the harness and datasets raise: no such task, no network, ...
             raise PivotuneError(
                 f"{benchmark}: lm-evaluation-harness cannot load its task {name}: {' '.join(str(error).split())}. "
-                "Check the network."
+                "Check its name and the network."
             ) from error
         if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input or not rows:
             raise PivotuneError(f"{benchmark}: the task {name} of lm-evaluation-harness ranks no choices of one text.")
