@@ -1,4 +1,4 @@
-"""Where things are: no module outside an objective's folder names it, and imports go one way."""
+"""Where things are: what belongs to an objective or a benchmark names it alone, and imports go one way."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import pivotune
+from pivotune.evaluation.benchmarks import BENCHMARKS
 from pivotune.objectives import OBJECTIVES
 
 SOURCE = Path(pivotune.__file__).parent
@@ -60,18 +61,51 @@ def with_packages(importer: str, name: str) -> Iterator[str]:
         name = name.rpartition(".")[0]
 
 
+def source_files() -> list[Path]:
+    return [path for path in SOURCE.rglob("*") if path.suffix in (".py", ".html", ".j2", ".css", ".js", ".toml")]
+
+
 def test_no_module_outside_its_folder_names_an_objective() -> None:
     words = {name for one in OBJECTIVES.values() for name in (one.name, one.__name__)} | {*PARTS}
     pattern = re.compile("|".join(sorted(words)))
     assert pattern.search("CCTuningConfig") and pattern.search("deep_supervision.thinking_layer")
-    files = [path for path in SOURCE.rglob("*") if path.suffix in (".py", ".html", ".j2", ".css", ".js", ".toml")]
     naming = [
         f"{path.relative_to(SOURCE)}:{number}: {line.strip()}"
-        for path in files
+        for path in source_files()
         if path.relative_to(SOURCE).parts[0] not in NAMING
         for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1)
         if pattern.search(line)
     ]
+    assert not naming, "\n".join(naming)
+
+
+BENCHMARK_FILES = SOURCE / "evaluation" / "benchmarks"
+
+
+def plain(text: str) -> str:
+    """Without case and hyphens: XL-Sum is xlsum."""
+    return text.lower().replace("-", "")
+
+
+def test_no_module_outside_its_file_names_a_benchmark() -> None:
+    """A file of benchmarks may name those that it defines; beside these, only the table names any."""
+    words = {plain(word) for one in BENCHMARKS.values() for word in (one.name, one.title)}
+    homes: dict[Path, set[str]] = {
+        path: {word for word in words if f'"{word}"' in plain(path.read_text("utf-8"))}
+        for path in BENCHMARK_FILES.glob("*.py")
+    }
+    assert all(sum(word in own for own in homes.values()) == 1 for word in words), "each is defined in one file"
+    naming = []
+    for path in source_files():
+        if path == BENCHMARK_FILES / "table.py":
+            continue
+        others = words - homes.get(path, set())
+        pattern = re.compile(rf"(?<![a-z])({'|'.join(sorted(others))})(?![a-z])")
+        naming += [
+            f"{path.relative_to(SOURCE)}:{number}: {line.strip()}"
+            for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1)
+            if pattern.search(plain(line))
+        ]
     assert not naming, "\n".join(naming)
 
 
@@ -100,6 +134,12 @@ def test_no_import_reaches_upward() -> None:
         if inside(name, UPPER)
     ]
     assert not upward, "\n".join(upward)
+
+
+def test_every_benchmark_is_documented() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
+    for one in BENCHMARKS.values():
+        assert f"| `{one.name}` |" in page and one.citation in " ".join(page.split()), one.name
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -29,12 +29,12 @@ from pivotune.data.prompts import render_prompt
 from pivotune.errors import PivotuneError
 from pivotune.evaluation.benchmarks import BENCHMARKS, PRESETS, Item, benchmark_of, harness_task, load
 from pivotune.evaluation.benchmarks import task_specs as specs_of
+from pivotune.evaluation.benchmarks.harness import task_manager
 from pivotune.evaluation.engines import (
     Engine,
     GenerationEngine,
     LikelihoodEngine,
     _example,
-    _task_manager,
     answer_text,
     score_answer,
 )
@@ -47,9 +47,7 @@ from pivotune.lab.base import base_path, load_base
 from pivotune.method import Method
 from pivotune.training import train
 from tests.data.tiny_tokenizers import BOS, byte_level
-from tests.evaluation.test_benchmarks import folder as benchmark_files
-from tests.evaluation.test_benchmarks import other, put_cc
-from tests.evaluation.test_benchmarks_hub import hub as benchmarks_on_the_hub
+from tests.evaluation.benchmarks.made_up import other, put_cc
 from tests.families import tiny
 from tests.runs import configuration, write_base, write_rows
 
@@ -63,8 +61,6 @@ from pivotune.evaluation import evaluate as module  # noqa: E402
 from pivotune.evaluation.evaluate import choose, evaluate, measure, read_parts  # noqa: E402
 from tests.evaluation.test_likelihood import MATRIX, connectable, write_run  # noqa: E402
 
-folder = benchmark_files
-hub = benchmarks_on_the_hub
 RANKED = [name for name, one in BENCHMARKS.items() if one.protocol == "likelihood"]
 GENERATED = [name for name, one in BENCHMARKS.items() if one.protocol == "generation"]
 
@@ -79,11 +75,6 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A CC-Tuning run with a Transform Matrix."""
     torch.manual_seed(0)
     return write_run(tmp_path_factory.mktemp("cc"), connectable(open_model(base)), MATRIX, training={"seed": 7})
-
-
-@pytest.fixture(scope="module")
-def bench(shared_data: Path) -> Path:
-    return shared_data / "bench"
 
 
 def items_of(output: Path) -> dict[str, list[ItemResult]]:
@@ -305,7 +296,7 @@ def test_options_that_do_not_fit_are_one_error(folder: Path, tmp_path: Path) -> 
 def harness_samples(lm: Any, items: Sequence[Item]) -> dict[str, Any]:
     """By id, through the harness's own simple_evaluate, all items in one evaluation."""
     found = lm_eval.simple_evaluate(
-        model=lm, tasks=specs_of([harness_task(items)]), task_manager=_task_manager(), bootstrap_iters=0
+        model=lm, tasks=specs_of([harness_task(items)]), task_manager=task_manager(), bootstrap_iters=0
     )
     ((_, samples),) = found["samples"].items()
     return {sample["doc"]["id"]: sample for sample in samples}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pivotune.errors import PivotuneError
-from pivotune.evaluation.extraction import Choice, extract_choice, score_choices
+from pivotune.evaluation.extraction import Choice, extract_choice
 
 # language: three options and how answers that name the second one are framed there
 QUESTIONS: dict[str, tuple[list[str], list[str]]] = {
@@ -244,15 +244,18 @@ def test_what_is_asked_wrongly() -> None:
         extract_choice("x", ["a", "b"], ["1", "1"])
     with pytest.raises(PivotuneError, match="one distinct label for each"):
         extract_choice("x", ["a", "b"], ["1", " "])
-    with pytest.raises(PivotuneError, match="got 0 for 1 gold"):
-        score_choices([], [1])
 
 
-def test_ambiguous_answers_are_wrong_and_counted() -> None:
+def test_ambiguous_answers_choose_nothing_and_say_so() -> None:
     answers = ["1", "1 or 2", "I do not know", "2", "3"]
-    score = score_choices([extract_choice(answer, ["x1", "x2", "x3"]) for answer in answers], [0, 0, 0, 0, 2])
-    assert (score.total, score.correct, score.ambiguous, score.unreadable) == (5, 2, 1, 1)
-    assert score.accuracy == 2 / 5
+    choices = [extract_choice(answer, ["x1", "x2", "x3"]) for answer in answers]
+    assert [(one.index, one.ambiguous) for one in choices] == [
+        (0, False),
+        (None, True),
+        (None, False),
+        (1, False),
+        (2, False),
+    ]
 
 
 @given(

@@ -11,20 +11,12 @@ import transformers
 
 pytest.importorskip("lm_eval", reason="needs the extra pivotune[evaluation]")
 
-from benchmarks.harness_equality import HARNESS, ROWS, Agreement, compare, run_both
-from pivotune.evaluation.benchmarks import BENCHMARKS, load
-from pivotune.evaluation.benchmarks.files import Folder
-from pivotune.evaluation.benchmarks.prompts import passage_prompt
+from benchmarks.harness_equality import HARNESS, Agreement, compare, run_both
 from pivotune.evaluation.results import ItemResult
 from pivotune.lab.base import base_path
 from tests.runs import write_base
 
 RANKED = ["xnli", "xcopa", "xstorycloze"]
-
-
-@pytest.fixture
-def bench(shared_data: Path) -> Path:
-    return shared_data / "bench"
 
 
 @pytest.mark.slow
@@ -49,14 +41,6 @@ def test_answers_are_those_of_the_harness_by_its_own_command(bench: Path, tmp_pa
     found = run_both(model, bench, ["xquad"], ["zh", "vi", "en"], tmp_path, limit=2, harness=harness)
     assert len(found) == 3
     assert all(agreement == Agreement(items=2, equal=2, scored=2) for agreement in found.values())
-
-
-@pytest.mark.parametrize("language", BENCHMARKS["xquad"].languages)
-def test_every_prompt_of_xquad_is_made_of_the_rows_on_the_hub(language: str, bench: Path) -> None:
-    """They lack the white space at the ends of the publisher's contexts and questions."""
-    rows = ROWS["xquad"](Folder(bench, ""), language)
-    prompts = {row["id"]: passage_prompt(row["context"], row["question"], language) for row in rows}
-    assert prompts == {item.id: item.prompt for item in load("xquad", language, bench, english=False)}
 
 
 RANKING = ItemResult(id="1", score=1.0, choice=1, gold=1, loglikelihoods=(-2.0, -1.0))

@@ -14,16 +14,16 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import Any, Protocol
 
 from pivotune.data.examples import ParallelExample, Text, is_english
 from pivotune.data.prompts import without_reasoning
 from pivotune.errors import PivotuneError
 from pivotune.evaluation.adherence import LanguageIdentifier
-from pivotune.evaluation.benchmarks import Item, harness_task, task_specs
-from pivotune.evaluation.extraction import extract_choice
-from pivotune.evaluation.metrics import contains_answer, mkqa_em, mkqa_f1, need, rouge_l, squad_em, squad_f1
+from pivotune.evaluation.benchmarks import Item, benchmark_of, harness_task, task_specs
+from pivotune.evaluation.benchmarks.harness import task_manager
+from pivotune.evaluation.metrics import need
 from pivotune.evaluation.results import ItemResult
 from pivotune.generation import Answer, generate_batches
 from pivotune.tokens import context_length
@@ -114,45 +114,22 @@ class GenerationEngine:
 def answer_text(item: Item, text: str, style: str = "plain") -> str:
     """The answer within what was generated, without white space at its ends.
 
-    To the short questions of `xquad`, `mlqa` and `mkqa` it is the first line, as in the harness, whose tasks stop at a
-    line break. So nothing is left of a text that begins with one; except inside a template, where that only ends the
-    template's last line. CC-Tuning's prompts have no such end: there it is all that was generated. Reasoning
-    (<think>...</think>) is no part of an answer; where it has not ended, there is none.
+    To benchmarks of short questions it is the first line, as in the harness, whose tasks stop at a line break. So
+    nothing is left of a text that begins with one; except inside a template, where that only ends the template's last
+    line. Elsewhere it is all that was generated. Reasoning (<think>...</think>) is no part of an answer; where it has
+    not ended, there is none.
     """
     text = without_reasoning(text)
-    if item.benchmark.startswith("cc_"):
+    if not benchmark_of(item.benchmark).first_line:
         return text.strip()
     return (text if style == "plain" else text.lstrip()).partition("\n")[0].strip()
 
 
 def score_answer(item: Item, answer: str) -> ItemResult:
-    """The result of a generated answer, but for its language.
-
-    Scores are between 0 and 1. Of choices, `score` is 1 where the gold option, and no other, is named. Of CC-Tuning's
-    XQuAD and MKQA it is whether an accepted answer occurs in the generated text, as whole words: the paper says
-    "accuracy" of answers of up to 40 tokens and released no scorer. F1 and exact match are kept beside.
-    """
-    if item.options is not None:
-        choice = extract_choice(answer, item.options, item.labels, item.language)
-        return ItemResult(
-            id=item.id,
-            score=float(choice.index == item.gold),
-            prediction=answer,
-            choice=choice.index,
-            gold=item.gold,
-            ambiguous=choice.ambiguous,
-        )
-    golds, language = item.answers, item.language
-    if item.benchmark == "cc_xlsum":
-        return ItemResult(id=item.id, score=max(rouge_l(answer, gold, language) for gold in golds), prediction=answer)
-    if item.benchmark in ("mkqa", "cc_mkqa"):
-        f1, exact = mkqa_f1(answer, golds, language), mkqa_em(answer, golds, language)
-    else:
-        rules = "mlqa" if item.benchmark == "mlqa" else "squad"
-        f1 = squad_f1(answer, golds, language, normalization=rules)
-        exact = squad_em(answer, golds, language, normalization=rules)
-    main = contains_answer(answer, golds, language) if item.benchmark.startswith("cc_") else f1
-    return ItemResult(id=item.id, score=main, prediction=answer, scores={"f1": f1, "exact_match": exact})
+    """The result of a generated answer by its benchmark's scorer, but for its language."""
+    score = benchmark_of(item.benchmark).score
+    assert score is not None, f"{item.name}: options are ranked, and nothing is generated"
+    return score(item, answer)
 
 
 def _example(item: Item) -> ParallelExample:
@@ -187,7 +164,7 @@ class LikelihoodEngine:
         self._lm = lm
         self._batch_size = batch_size
         self._evaluate = need("lm_eval.evaluator", "lm_eval").evaluate
-        self._manager = _task_manager()
+        self._manager = task_manager()
 
     def __call__(self, items: Sequence[Item]) -> Iterator[list[ItemResult]]:
         """Results of the items."""
@@ -253,12 +230,6 @@ class LikelihoodEngine:
             return 1, len(self._lm.tok_encode(continuation))
         context_ids, continuation_ids = self._lm._encode_pair(context, continuation)
         return len(context_ids), len(continuation_ids)
-
-
-@cache
-def _task_manager() -> Any:
-    """The harness's index of its tasks: seconds to make, and always the same."""
-    return need("lm_eval.tasks", "lm_eval").TaskManager()
 
 
 def _characters(item: Item) -> int:

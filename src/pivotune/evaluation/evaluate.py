@@ -94,7 +94,7 @@ def evaluate(
         data_dir: the folder of the benchmarks' files in their publishers' formats, for work offline;
             docs/benchmarks.md says which file is where. By default the data come from the hub, which has all but the
             cc_ benchmarks.
-        benchmarks: which, separated by commas, such as xnli,xquad.
+        benchmarks: which, separated by commas; docs/benchmarks.md lists them.
         preset: the benchmarks and languages of a paper: dft or cc, with its figures beside.
         languages: in which, separated by commas; those of the benchmark's paper by default.
         limit: take the first so many items of each benchmark and language. They are no random sample.
@@ -219,7 +219,7 @@ def choose(
         names = _listed("benchmarks", benchmarks or "")
     found = [benchmark_of(name) for name in names]
     if languages is None:
-        return [(one, code) for one in found for code in PRESETS[one.paper].languages[one.name]]
+        return [(one, code) for one in found for code in one.asked]
     codes = list(dict.fromkeys(read_languages("languages", _listed("languages", languages))))
     known = dict.fromkeys(code for one in found for code in one.languages)
     for code in codes:
@@ -282,11 +282,9 @@ def _check_protocols(chosen: Sequence[tuple[Benchmark, str]], mode: str) -> None
             f"connection: got 'english', but {', '.join(ranked)} run inside lm-evaluation-harness, whose tasks hold no "
             "English counterparts. Choose matrix or none for them, or name other benchmarks."
         )
-    if mode != "none" and "xnli" in ranked:
-        logger.warning(
-            "connection: never made in xnli. The harness ranks its sentences without a context, so there is no prompt "
-            "to connect; its scores are those without a connection. cc_xnli asks with prompts."
-        )
+    if mode != "none":
+        for warning in dict.fromkeys(one.unconnected for one, _ in chosen if one.unconnected):
+            logger.warning("%s", warning)
 
 
 # The run -----------------------------------------------------------------------------------------------------------

@@ -46,43 +46,6 @@ class Choice:
     ambiguous: bool = False
 
 
-@dataclass(frozen=True)
-class ChoiceScore:
-    """The score of many choices. Ambiguous and unreadable answers count as wrong and are reported.
-
-    Attributes:
-        total: answers.
-        correct: of them, those that chose the gold option.
-        ambiguous: of them, those that named several options.
-        unreadable: of them, those that named none.
-    """
-
-    total: int
-    correct: int
-    ambiguous: int
-    unreadable: int
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.total
-
-
-def score_choices(choices: Sequence[Choice], golds: Sequence[int]) -> ChoiceScore:
-    """Count what `extract_choice` read against the gold indices (from 0).
-
-    Raises:
-        PivotuneError: nothing to score, or two lengths.
-    """
-    if len(choices) != len(golds) or not golds:
-        raise PivotuneError(f"choices: got {len(choices)} for {len(golds)} gold labels; give one for each.")
-    return ChoiceScore(
-        total=len(golds),
-        correct=sum(choice.index == gold for choice, gold in zip(choices, golds, strict=True)),
-        ambiguous=sum(choice.ambiguous for choice in choices),
-        unreadable=sum(choice.index is None and not choice.ambiguous for choice in choices),
-    )
-
-
 def extract_choice(
     answer: str, options: Sequence[str], labels: Sequence[str] | None = None, language: str = "en"
 ) -> Choice:

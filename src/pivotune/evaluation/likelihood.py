@@ -1,12 +1,12 @@
 r"""The `likelihood` protocol: lm-evaluation-harness runs its own tasks on a run of Pivotune, connection included.
 
     lm = PivotuneLM("runs/zh", connection="matrix", batch_size=16)
-    lm_eval.simple_evaluate(model=lm, tasks=["xcopa_zh", "xstorycloze_zh"])
+    lm_eval.simple_evaluate(model=lm, tasks=["TASK", "OTHER"])
 
 or, with everything that the harness's own command takes,
 
     python -m pivotune.evaluation.likelihood run --model pivotune --model_args pretrained=runs/zh connection=matrix \
-        --tasks xcopa_zh xstorycloze_zh --batch_size 16
+        --tasks TASK OTHER --batch_size 16
 
 Without a connection nothing of `HFLM` is overridden: its tokens, batches and sums, bit for bit. With one, an option is
 ranked by log P(continuation | context) with the connection made at the context's last token(s), and the continuation's
@@ -19,8 +19,8 @@ This needs one pass over each context, shared by all of its continuations, and o
 Not connected are: English tasks, because connecting English to itself lowered the scores in the paper; requests whose
 context is empty, because then the text to rank follows no prompt; and `loglikelihood_rolling`, which has no context.
 
-XNLI of the harness is written with empty contexts: premise and hypothesis are all continuation. So its scores are the
-same with and without a connection, and with few-shot examples the connection is made behind the last of these.
+Some tasks of the harness are written with empty contexts: of a pair of sentences both are continuation. Their scores
+are the same with and without a connection, and with few-shot examples the connection is made behind the last of these.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from transformers.utils.logging import tqdm
 from pivotune.checkpoint import Run, load_run
 from pivotune.connection import connect
 from pivotune.errors import PivotuneError
-from pivotune.evaluation.metrics import squad_em, squad_f1
+from pivotune.evaluation.metrics import SQUAD, squad_em, squad_f1
 from pivotune.objectives import Connection
 from pivotune.tokens import end_ids, fit_padding, rows_of
 
@@ -91,7 +91,7 @@ class PivotuneLM(HFLM):
         pretrained: a run folder, a checkpoint of it, or what `AutoModelForCausalLM.from_pretrained` takes.
         connection: e.g. none or matrix. None takes the run's own default: matrix where it has one, else none.
         english_tasks: names of English tasks, which are not connected; patterns with * and ?. As one string they are
-            separated by colons, because the harness separates its arguments by commas: xnli_en:hellaswag:mmlu_*. Tasks
+            separated by colons, because the harness separates its arguments by commas: hellaswag:arc_*. Tasks
             whose names do not end in the language have to be named.
         device: where to put the model; a GPU if there is one.
         dtype: of the weights; auto keeps the saved one.
@@ -301,16 +301,16 @@ def _right_padded(rows: list[_Tokens], device: torch.device) -> tuple[Tensor, Te
 
 
 def _compute_exact(gold: str, prediction: str) -> int:
-    return int(squad_em(prediction, [gold], "en", normalization="squad"))
+    return int(squad_em(prediction, [gold], "en", normalization=SQUAD))
 
 
 def _compute_f1(gold: str, prediction: str) -> float:
     # Two empty answers agree here, as in SQuAD 2; in SQuAD 1 they score 0.
-    return max(_compute_exact(gold, prediction), squad_f1(prediction, [gold], "en", normalization="squad"))
+    return max(_compute_exact(gold, prediction), squad_f1(prediction, [gold], "en", normalization=SQUAD))
 
 
 def _stand_in_for_squad_metrics() -> None:
-    """Give XQuAD and other tasks of the harness what they import and recent releases of transformers no longer have."""
+    """Give tasks of the harness what they import and recent releases of transformers no longer have."""
     package = "transformers.data.metrics"
     if importlib.util.find_spec(package) is not None:
         return

@@ -10,7 +10,7 @@ evaluation.json:
      "model": {"base_model": ..., "objectives": ..., "seed": ..., ...},    of the run's pivotune.json
      "connection": "none" | "english" | "matrix",
      "config": {"limit": ..., ...}, "versions": {"pivotune": ..., ...},
-     "benchmarks": {"likelihood.xnli": {"protocol": "likelihood", "metric": "accuracy", "chance": 0.333}, ...}}
+     "benchmarks": {"likelihood.NAME": {"protocol": "likelihood", "metric": "accuracy", "chance": 0.333}, ...}}
 
 A line of items: `ItemResult`. Lines are appended as items finish. A process that is killed may leave a line without its
 end: it is dropped, with a warning, when the file is opened again. Anything else that is wrong is an error that names
@@ -210,7 +210,7 @@ class ItemWriter:
         DataError: the file has a malformed line. A last line without its end is dropped instead.
 
     Example:
-        >>> with ItemWriter("runs/zh/evaluation", Key("likelihood", "xnli", "zh", "none")) as writer:
+        >>> with ItemWriter("runs/zh/evaluation", Key("likelihood", "NAME", "zh", "none")) as writer:
         ...     if item.id not in writer.done:
         ...         writer.append(ItemResult(id=item.id, score=1.0))
     """

@@ -3,8 +3,9 @@
 A score rests on a sample of items, and, where a run was trained with several seeds, on a sample of seeds too: both are
 drawn anew in the bootstrap. Intervals are percentile intervals of `scipy.stats.bootstrap`. Percentile and not BCa,
 because a mean over a hundred items and more is nearly symmetric, so that BCa corrects next to nothing, while its
-jackknife grows with the square of the items (14,042 in MMLU) and its acceleration, taken from three seeds, is mostly
-noise. The one place where percentiles fail, scores that are all alike, is treated exactly (`interval`).
+jackknife grows with the square of the items (14,042 in the largest benchmark) and its acceleration, taken from three
+seeds, is mostly noise. The one place where percentiles fail, scores that are all alike, is treated exactly
+(`interval`).
 
 Shapes in names: S seeds, C cells (languages of one benchmark, asked the same items), F items. A *block* (S, C, F) holds
 items that are drawn together; NaN where a cell does not have an item. Blocks are drawn independently of each other:

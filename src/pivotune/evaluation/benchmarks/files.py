@@ -8,7 +8,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pivotune.data.report import DataError
 from pivotune.errors import PivotuneError
 
 _AGAIN = "download the file again"
+CHECK = "check that this is the benchmark's file, or download it again"
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,30 @@ def records(record: Mapping[str, Any], key: str, where: str) -> list[dict[str, A
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise DataError(where, "bad field", f"field {key!r} is {value!r:.60}, expected a list of objects", _AGAIN)
     return value
+
+
+def index_of(label: str, labels: Sequence[str], where: str) -> int:
+    """The place of a label among those that there are."""
+    if label not in labels:
+        problem = f"{label!r} is none of {', '.join(map(repr, labels))}"
+        raise DataError(where, "gold outside the options", problem, CHECK)
+    return labels.index(label)
+
+
+def gold_of(row: Mapping[str, Any], key: str, allowed: range, where: str) -> int:
+    """The field `key`, which must be a number in `allowed`."""
+    gold = row.get(key)
+    if type(gold) is not int or gold not in allowed:
+        problem = f"field {key!r} is {gold!r}, expected {' or '.join(map(str, allowed))}"
+        raise DataError(where, "bad gold", problem, CHECK)
+    return gold
+
+
+def aliases(answers: Any, where: str) -> tuple[str, ...]:
+    """Distinct answers, stripped, in their order; at least one, none empty."""
+    if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
+        raise DataError(where, "bad gold", f"the answers are {answers!r:.60}, expected texts", CHECK)
+    return tuple(dict.fromkeys(answer.strip() for answer in answers))
 
 
 def _read(path: Path) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,17 +15,16 @@ class Item:
             split; the translations of one question share it where the benchmark is parallel.
         benchmark: its name in `BENCHMARKS`.
         language: the language of the question, such as "vi".
-        question: what is asked: the question, XNLI's hypothesis, XCOPA's "cause" or "effect". Empty where `prompt` or
-            `context` says it all.
-        context: what it is asked about: the passage, XNLI's and XCOPA's premise, the story. May be empty.
-        subject: MMLU's subject. Empty elsewhere.
+        question: what is asked: the question, a hypothesis. Empty where `prompt` or `context` says it all.
+        context: what it is asked about: the passage, a premise, the story. May be empty.
+        subject: of the question, where the benchmark has subjects.
         prompt: the whole text given to the model under the generation protocol; None under the likelihood protocol,
             where lm-evaluation-harness words it.
         options: the answers to choose from; None where the answer is free text.
         labels: how the prompt names the options, such as ("A", "B", "C", "D"); None where it does not.
         gold: the index of the right option; None where the answer is free text.
         answers: the accepted answers: aliases of free text, or the label of the right option (its text where there are
-            no labels). Empty only in an `english` without a published answer (XL-Sum).
+            no labels). Empty only in an `english` without a published answer.
         english: the same question in English; None for English itself, and where there is none.
     """
 
@@ -59,3 +59,9 @@ class Item:
     def name(self) -> str:
         """Benchmark, language and id, for messages."""
         return f"{self.benchmark}/{self.language}/{self.id}"
+
+
+Located = tuple[str, Item]
+"""An item with the place that it was read from, "path:line"."""
+LocatedRow = tuple[str, dict[str, Any]]
+"""A row of a file or of the hub with its place."""

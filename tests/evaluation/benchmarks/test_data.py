@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from pivotune.data.report import DataError
-from pivotune.evaluation.benchmarks import BENCHMARKS, PRESETS, Item, Preset, chance_level, harness_task, load
+from pivotune.evaluation.benchmarks import BENCHMARKS, PRESETS, Item, Preset, chance_level, load
 
 # (benchmark, split): items per language, or one number for all of them.
 COUNTS: dict[tuple[str, str], int | dict[str, int]] = {
@@ -32,11 +31,6 @@ COUNTS: dict[tuple[str, str], int | dict[str, int]] = {
     ("cc_mkqa", "test"): 1000,
     ("cc_xlsum", "test"): 100,
 }
-
-
-@pytest.fixture(scope="module")
-def bench(shared_data: Path) -> Path:
-    return shared_data / "bench"
 
 
 @pytest.mark.parametrize(("name", "split"), COUNTS, ids=[f"{name} {split}" for name, split in COUNTS])
@@ -102,77 +96,6 @@ def test_answers_are_spread_over_the_options(bench: Path) -> None:
         items = load(name, "en", bench)
         most = Counter(item.gold for item in items).most_common(1)[0][1] / len(items)
         assert most == pytest.approx(chance_level(items), abs=0.1 if name == "truthfulqa" else 0.07), name
-
-
-def test_english_mc1_is_the_published_one(bench: Path) -> None:
-    published = json.loads((bench / "truthfulqa/en.json").read_text("utf-8"))
-    for item, row in zip(load("truthfulqa", "en", bench), published, strict=True):
-        options = dict.fromkeys(option.strip() for option in row["mc1_targets"]["choices"] if option.strip())
-        assert item.options is not None and item.gold is not None
-        assert set(item.options) == set(options)
-        assert item.options[item.gold] == next(iter(options)) and row["mc1_targets"]["labels"].index(1) == 0
-
-
-def test_truthfulqa_translations_are_one_less_than_english(bench: Path) -> None:
-    items = load("truthfulqa", "vi", bench)
-    by_id = {item.id: item for item in items}
-    assert by_id["1"].english is not None and "dưa hấu" in by_id["1"].question  # watermelon
-    same = [item for item in items if item.english and len(item.options or ()) == len(item.english.options or ())]
-    assert len(same) / len(items) > 0.95  # any other shift leaves about a quarter
-
-
-@pytest.mark.parametrize("language", BENCHMARKS["xcopa"].languages)
-def test_xcopa_test_files_have_no_golds(language: str, bench: Path) -> None:
-    with pytest.raises(DataError, match=r"all 500 labels are 0"):
-        load("xcopa", language, bench, split="test")
-
-
-def test_stories_get_their_spaces_back(bench: Path) -> None:
-    for language, end in (("en", ". "), ("zh", "。 ")):
-        stories = [item.context for item in load("xstorycloze", language, bench)]
-        assert sum(story.count(end) >= 2 for story in stories) / len(stories) > 0.9
-    assert load("xstorycloze", "en", bench)[122].context.startswith("There is a cemetery with 199 grave stones. 12 men")
-
-
-def test_cc_mmmlu_is_sampled_from_mmlu(bench: Path) -> None:
-    """The English prompts are questions of MMLU's test split, with its golds."""
-    test = {
-        (item.question, tuple(option.strip() for option in item.options or ())): item.gold
-        for item in load("mmlu", "en", bench, split="test")
-    }
-    for item in load("cc_mmmlu", "en", bench):
-        question = item.question.split("\n\n", 1)[1].strip()
-        assert test[question, item.options] == item.gold
-
-
-@pytest.mark.parametrize("language", BENCHMARKS["mlqa"].languages)
-def test_mlqa_is_asked_as_the_harness_asks_the_rows_of_the_file(language: str, bench: Path) -> None:
-    """Its data set on the hub has contexts and questions with their white space."""
-    template = harness_template("mlqa/mlqa_common_yaml")
-    path = bench / f"mlqa_dev/dev-context-{language}-question-{language}.json"
-    asked = {
-        qa["id"]: template.render(context=paragraph["context"], question=qa["question"])
-        for article in json.loads(path.read_text("utf-8"))["data"]
-        for paragraph in article["paragraphs"]
-        for qa in paragraph["qas"]
-    }
-    assert {item.id: item.prompt for item in load("mlqa", language, bench, english=False)} == asked
-
-
-@pytest.mark.parametrize("language", ["vi", "ar", "zh"])
-def test_mmlu_is_asked_as_the_harness_asks_the_rows_of_the_file(language: str, bench: Path) -> None:
-    template = harness_template("okapi/mmlu_multilingual/_default_yaml")
-    rows = json.loads((bench / f"mmlu/{language}_val.json").read_text("utf-8"))
-    task = harness_task(load("mmlu", language, bench, english=False))
-    assert [template.render(row) for row in task.rows["test"]] == [template.render(row) for row in rows]
-
-
-def harness_template(path: str) -> Any:
-    """The prompt of a task of lm-evaluation-harness, from its own file."""
-    lm_eval = pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness")
-    jinja2, yaml = pytest.importorskip("jinja2"), pytest.importorskip("yaml")
-    text = (Path(lm_eval.__file__).parent / "tasks" / path).read_text("utf-8").replace("!function ", "")
-    return jinja2.Template(yaml.safe_load(text)["doc_to_text"], keep_trailing_newline=True)
 
 
 CC_FILES = {
