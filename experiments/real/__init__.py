@@ -2,7 +2,6 @@
 
     python -m experiments.real models            # fetch, check and convert the models into runs/real/models
     python -m experiments.real cells [...]       # train and measure what has no cell yet; one JSON file per cell
-    python -m experiments.real table             # what the cells say, as docs/results/real.md
 
 The pairs come from a folder of Alpaca translations (`pairs.DATA`), the models from the Python package index; neither is
 part of this repository. The cells are: `experiments/real/cells`.
