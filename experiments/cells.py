@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from pivotune.files import write_text
 
 
 def content_hash(content: Any) -> str:
@@ -32,10 +33,7 @@ def read_result(folder: Path, key: str) -> dict[str, Any] | None:
 
 def write_result(folder: Path, key: str, result: dict[str, Any]) -> None:
     """The whole file at once: a result that exists is complete."""
-    path = result_file(folder, key)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(result, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_text(result_file(folder, key), json.dumps(result, ensure_ascii=False) + "\n")
 
 
 def environment() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments.real import models, pairs
 from experiments.real.settings import SETTINGS
-from experiments.real.trial import RATES, Cell, model_folder, run_cell
+from experiments.real.trial import RATES, Trial, model_folder, run_trial
 
 
 def main() -> None:
@@ -28,23 +28,23 @@ def main() -> None:
         print(f"{name}: {model_folder(name, asked.work, asked.data)}", flush=True)
     if asked.command == "models":
         return
-    cells = [
-        Cell(setting, model, language, rate, seed, asked.pairs)
+    trials = [
+        Trial(setting, model, language, rate, seed, asked.pairs)
         for seed, model, setting, language, rate in product(
             asked.seeds, asked.models, asked.settings, asked.languages, asked.rates
         )
     ]
-    remaining = list({cell.path: cell for cell in cells if not cell.done()}.values())  # one base for all rates
+    remaining = list({one.path: one for one in trials if not one.done()}.values())  # one base for all rates
     began = time.perf_counter()
-    for number, cell in enumerate(remaining):
-        if cell.done():  # another process was faster
+    for number, trial in enumerate(remaining):
+        if trial.done():  # another process was faster
             continue
-        found = run_cell(cell, asked.work, asked.data)
+        found = run_trial(trial, asked.work, asked.data)
         test = found["test"]["none"]
         left = (time.perf_counter() - began) / (number + 1) * (len(remaining) - number - 1) / 60
         nats = sum(test["nats"]) / sum(test["tokens"])
         print(
-            f"{number + 1} of {len(remaining)}: {cell.path.stem}: {nats:.3f} nats per token; {left:.0f} minutes left",
+            f"{number + 1} of {len(remaining)}: {trial.path.stem}: {nats:.3f} nats per token; {left:.0f} minutes left",
             flush=True,
         )
 

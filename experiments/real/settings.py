@@ -45,33 +45,21 @@ def _supervision(**options: Any) -> Objectives:
     return made
 
 
+def _thinking(model: str, layer: int, weight: float, **options: Any) -> list[Any]:
+    """English thinking alone."""
+    made = {"language_conversion": "off", "conversion_layer": RISE[model], "thinking_layer": layer, **options}
+    return [DeepSupervisionConfig(thinking_weight=weight, **made)]
+
+
 def _contrast(model: str, weight: float = 0.1) -> list[Any]:
     """The target question's last token at the middle layer, told from other questions by its own English question."""
-    return [
-        DeepSupervisionConfig(
-            language_conversion="off",
-            english_thinking="feature",
-            conversion_layer=RISE[model],
-            thinking_layer=MIDDLE[model],
-            thinking_weight=weight,
-            feature_loss="contrast",
-            english_layer="same",
-            pooling="last_token",
-        )
-    ]
+    contrast = {"feature_loss": "contrast", "english_layer": "same", "pooling": "last_token"}
+    return _thinking(model, MIDDLE[model], weight, english_thinking="feature", **contrast)
 
 
 def _late_logits(model: str) -> list[Any]:
     """The strict signal for the answer alone, where the head can read it, at a tenth of the weight."""
-    return [
-        DeepSupervisionConfig(
-            language_conversion="off",
-            english_thinking="logits",
-            conversion_layer=RISE[model],
-            thinking_layer=LATE[model],
-            thinking_weight=0.1,
-        )
-    ]
+    return _thinking(model, LATE[model], 0.1, english_thinking="logits")
 
 
 def _in_scale(model: str) -> list[Any]:

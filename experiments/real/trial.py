@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -21,10 +20,11 @@ from typing import Any
 
 import torch
 
+from experiments.cells import environment
 from experiments.real import models, pairs
 from experiments.real.settings import SETTINGS
 from pivotune.anatomy import Anatomy
-from pivotune.checkpoint import Run, load_run
+from pivotune.checkpoint import Run, load_run, open_tokenizer
 from pivotune.config import DataConfig, ModelConfig, RunConfig, TrainingOptions
 from pivotune.data import ParallelCollator, ParallelExample, tokenize_examples
 from pivotune.files import write_text
@@ -40,7 +40,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """What is trained.
 
     Attributes:
@@ -72,23 +72,22 @@ def model_folder(name: str, work: Path, data: Path) -> Path:
     whole = models.converted(name, work / "models")
     small = work / "models" / f"{name}-cut"
     if not small.exists():
-        from transformers import AutoTokenizer
-
-        texts = pairs.texts(AutoTokenizer.from_pretrained(whole), data)
-        models.cut(whole, texts, small)
-        models.check_cut(whole, small, texts)
+        texts = pairs.texts(open_tokenizer(whole), data)
+        unchecked = small.with_name(f"{small.name}.unchecked")
+        models.check_cut(whole, models.cut(whole, texts, unchecked), texts)
+        unchecked.rename(small)
     return small
 
 
-def run_cell(cell: Cell, work: Path, data: Path = pairs.DATA) -> dict[str, Any]:
+def run_trial(trial: Trial, work: Path, data: Path = pairs.DATA) -> dict[str, Any]:
     """Train and measure; the cell's content, which is also written."""
     began = time.perf_counter()
-    setting, base = SETTINGS[cell.setting], model_folder(cell.model, work, data)
+    setting, base = SETTINGS[trial.setting], model_folder(trial.model, work, data)
     folder, log = base, []
-    name = cell.path.stem
-    if cell.setting != "base":
+    name = trial.path.stem
+    if trial.setting != "base":
         rows = pairs.training_rows(
-            cell.language, cell.pairs, cell.seed, data, replay=setting.replay, shuffled=setting.shuffled
+            trial.language, trial.pairs, trial.seed, data, replay=setting.replay, shuffled=setting.shuffled
         )
         file = work / "data" / f"{name}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -100,15 +99,15 @@ def run_cell(cell: Cell, work: Path, data: Path = pairs.DATA) -> dict[str, Any]:
                 output=str(folder),
                 model=ModelConfig(str(base)),
                 data=DataConfig(str(file), style=pairs.STYLE, max_length=MAX_LENGTH),
-                objectives=setting.objectives(cell.model),
+                objectives=setting.objectives(trial.model),
                 training=TrainingOptions(
-                    learning_rate=cell.rate,
+                    learning_rate=trial.rate,
                     num_train_epochs=1,
                     per_device_train_batch_size=BATCH,
                     warmup_steps=0.1,
                     logging_steps=1,
                     save_strategy="no",
-                    seed=cell.seed,
+                    seed=trial.seed,
                     bf16=False,
                     use_cpu=not torch.cuda.is_available(),
                     disable_tqdm=True,
@@ -120,19 +119,19 @@ def run_cell(cell: Cell, work: Path, data: Path = pairs.DATA) -> dict[str, Any]:
     run = load_run(folder)
     content = {
         "format": FORMAT,
-        **dataclasses.asdict(cell),
-        "objectives": [dataclasses.asdict(one) for one in setting.objectives(cell.model)],
-        "commit": _commit(),
+        **dataclasses.asdict(trial),
+        "objectives": [dataclasses.asdict(one) for one in setting.objectives(trial.model)],
+        **environment(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "dev": _measured(run, examples("dev", cell.language, data), "none"),
-        "test": {mode: _measured(run, examples("test", cell.language, data), mode) for mode in _modes(run)},
+        "dev": _measured(run, examples("dev", trial.language, data), "none"),
+        "test": {mode: _measured(run, examples("test", trial.language, data), mode) for mode in _modes(run)},
         "english": _measured(run, examples("test", "en", data, 200), "none"),
-        "mexa": _mexa(run, examples("dev", cell.language, data)),
+        "mexa": _mexa(run, examples("dev", trial.language, data)),
         "log": [{key: _short(value) for key, value in entry.items()} for entry in log],
         "seconds": {"training": round(trained - began), "measuring": round(time.perf_counter() - trained)},
     }
     CELLS.mkdir(exist_ok=True)
-    write_text(cell.path, json.dumps(content, separators=(",", ":")) + "\n")
+    write_text(trial.path, json.dumps(content, separators=(",", ":")) + "\n")
     if folder != base:
         shutil.rmtree(folder)
     return content
@@ -168,7 +167,9 @@ def answer_nats(
     """
     anatomy = Anatomy(run.model)
     dataset, _ = tokenize_examples(asked, run.tokenizer, pairs.STYLE, MAX_LENGTH)
-    order = sorted(range(len(dataset)), key=lambda number: len(dataset[number]["input_ids"]))
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    connection = None if mode == "none" else run.connection()
     collator = ParallelCollator.for_tokenizer(run.tokenizer)
     device = next(run.model.parameters()).device
     found: dict[int, torch.Tensor] = {}
@@ -177,8 +178,7 @@ def answer_nats(
         batch = {name: value.to(device) for name, value in collator([dataset[number] for number in chosen]).items()}
         prompt = torch.arange(batch["input_ids"].shape[1], device=device) < batch["prompt_length"][:, None]
         with ExitStack() as stack:
-            connection = run.connection()
-            if connection is not None and mode != "none":
+            if connection is not None:
                 english = (batch["english_input_ids"], batch["english_attention_mask"]) if mode == "english" else ()
                 lent = connection.lend(batch["input_ids"], prompt.long(), *english)
                 stack.enter_context(connection.at(list(lent), batch["prompt_length"] - 1))
@@ -202,8 +202,3 @@ def _mexa(run: Run, asked: Sequence[ParallelExample]) -> Any:
 
 def _short(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
-
-
-def _commit() -> str:
-    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=CELLS.parent)
-    return asked.stdout.strip() or "unknown"

@@ -1,9 +1,11 @@
-"""Whether a base model is the one that a run was trained on, told from its files without reading all of them."""
+"""Whether a model is the one that it was, told from samples of its files: they are too large to read whole."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
@@ -11,7 +13,7 @@ _SAMPLES, _SAMPLE = 256, 4096
 
 
 def base_digest(path: str, revision: str | None = None) -> str | None:
-    """A digest of a base model's files: samples of each, spread evenly, for they are large. None for what is not here.
+    """A digest of a base model's files. None for what is not here.
 
     Two folders of the same content have the same one, wherever they lie.
     """
@@ -27,12 +29,16 @@ def base_digest(path: str, revision: str | None = None) -> str | None:
     digest = hashlib.blake2b(digest_size=16)
     files = {folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")}
     for file in [folder] if folder.is_file() else sorted(files):  # a GGUF file is a whole model
-        if not file.is_file():
-            continue
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as content:
-            for number in range(_SAMPLES):
-                content.seek(size * number // _SAMPLES)
-                digest.update(content.read(_SAMPLE))
+        if file.is_file():
+            size = file.stat().st_size
+            add_samples(digest, file, (size * number // _SAMPLES for number in range(_SAMPLES)), _SAMPLE)
     return digest.hexdigest()
+
+
+def add_samples(digest: Any, file: Path, starts: Iterable[int], length: int) -> None:
+    """Take a file's name, its size and `length` bytes at each of these places into a digest of hashlib."""
+    digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+    with file.open("rb") as content:
+        for start in starts:
+            content.seek(start)
+            digest.update(content.read(length))

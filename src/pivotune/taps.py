@@ -74,7 +74,7 @@ class Tap:
         anatomy: the model's parts.
         hidden: decoder layers (1..L) whose output to keep, whole: (B, T, d) each.
         at: (B,) token position per row: keeps there what each of `sites` gives in every layer.
-        sites: which; `hidden` and `at` are told apart from `hidden=`, which keeps whole layers.
+        sites: which. `hidden` among them is the stream at that token; the argument of that name keeps whole layers.
         injections: what to add or put in on the way. What is kept of a site is what it gives after the injection.
 
     Attributes:

@@ -249,6 +249,12 @@ def context_length(model: Any, tokenizer: Any) -> int | None:
     return int(length) if length < 10**9 else None  # a tokenizer that knows no limit says 10**30
 
 
+def within_context(model: Any, tokenizer: Any, max_length: int) -> int:
+    """`max_length`, or what the model takes where that is less."""
+    context = context_length(model, tokenizer)
+    return max_length if context is None else min(max_length, context)
+
+
 def check_context(model: Any, tokenizer: Any, lengths: Sequence[int], what: str, fix: str) -> None:
     """Warn of texts that are longer than the model's context, with their number.
 

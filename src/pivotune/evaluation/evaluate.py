@@ -29,6 +29,7 @@ from pivotune.connection import connect
 from pivotune.data.examples import is_english
 from pivotune.data.languages import read_languages
 from pivotune.data.prompts import STYLES
+from pivotune.digests import add_samples
 from pivotune.errors import PivotuneError, check_choice, check_number
 from pivotune.evaluation.benchmarks import (
     BENCHMARKS,
@@ -314,11 +315,8 @@ def _fingerprint(run: str, info: Mapping[str, Any]) -> str:
         files = {path for pattern in _OF_MODEL for path in folder.glob(pattern)} if folder.is_dir() else {folder}
         for path in sorted(files):
             size = path.stat().st_size
-            digest.update(f"{path.name} {size}\n".encode())
-            with path.open("rb") as file:
-                for start in sorted({size * k // _SAMPLES for k in range(_SAMPLES)} if size > _SAMPLE else {0}):
-                    file.seek(start)
-                    digest.update(file.read(_SAMPLE))
+            starts = sorted({size * k // _SAMPLES for k in range(_SAMPLES)} if size > _SAMPLE else {0})
+            add_samples(digest, path, starts, _SAMPLE)
     return digest.hexdigest()[:16]
 
 

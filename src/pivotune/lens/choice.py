@@ -23,7 +23,7 @@ from pivotune.files import make_folder, write_text
 from pivotune.lens.entropy import EntropyCurve, question_entropies
 from pivotune.lens.rule import LayerChoice, find_layers
 from pivotune.plotting import COLORS, GREY, new_figure, save
-from pivotune.tokens import context_length
+from pivotune.tokens import within_context
 
 logger = logging.getLogger(__name__)
 
@@ -68,13 +68,12 @@ def choose_layers(
     encoder = PromptEncoder(tokenizer, style)
     pairs = [(one.english, one.where) for one in target if one.english is not None]
     english_texts = pairs + [(one.text, one.where) for one in english]
-    context = context_length(model, tokenizer)
     return choose_from_prompts(
         model,
         _encoded(encoder, [(one.text, one.where) for one in target]),
         _encoded(encoder, english_texts),
         batch_size=batch_size,
-        max_length=max_length if context is None else min(max_length, context),
+        max_length=within_context(model, tokenizer, max_length),
         seed=seed,
     )
 

@@ -44,7 +44,7 @@ from pivotune.options import names_in
 from pivotune.plotting import language_name
 from pivotune.tables import table
 from pivotune.taps import evaluating
-from pivotune.tokens import context_length
+from pivotune.tokens import within_context
 
 logger = logging.getLogger(__name__)
 
@@ -175,8 +175,7 @@ def inspect(
     for name in measures:
         check_choice("measures", name, MEASURES)
     check_number("block", block, 2, whole=True)
-    if (context := context_length(run.model, run.tokenizer)) is not None:
-        max_length = min(max_length, context)
+    max_length = within_context(run.model, run.tokenizer, max_length)
     stream = PairStream(run.tokenizer, style, batch_size, max_length)
     models = [_Model.of("run", run, measures, block, others)]
     if against is not None:
