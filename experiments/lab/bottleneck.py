@@ -35,13 +35,14 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from experiments import intervals, pages, results
+from experiments import pages, results
 from experiments.cells import environment, read_result, write_result
 from experiments.lab.cell import Cell, Lab, trained
 from experiments.lab.grids import RATES, chosen_rate
 from experiments.lab.rows import BASE, TFT, GridSetting, by_name
 from experiments.lab.tables import ALL, KINDS, kind_of
 from experiments.lab.tasks import shuffled
+from pivotune import uncertainty
 from pivotune.anatomy import Anatomy, Site
 from pivotune.checkpoint import load_run
 from pivotune.connection import connect
@@ -518,16 +519,13 @@ def _said(
 
 def _interval(
     tables: Sequence[Mapping[str, np.ndarray]], of_language: Mapping[str, Sequence[Fact]]
-) -> intervals.Interval:
+) -> uncertainty.Interval:
     """Of one table per seed; each language counts the same."""
-
-    def macro(of_one: Callable[[str], np.ndarray]) -> np.ndarray:
-        return intervals.macro(
-            [([fact.id for fact in some], of_one(language)) for language, some in of_language.items()]
-        )[1]
-
-    right_SF = macro(lambda language: np.stack([one[language] for one in tables]))
-    return intervals.ratio(right_SF, macro(lambda language: np.ones((1, len(of_language[language]))))[0])
+    right = [
+        ([fact.id for fact in some], np.stack([one[language] for one in tables]))
+        for language, some in of_language.items()
+    ]
+    return uncertainty.interval(uncertainty.block(right))
 
 
 def _links(found: Mapping[str, Sequence[Mapping[str, Any]]], of_language: Mapping[str, Sequence[Fact]]) -> str:

@@ -28,7 +28,7 @@ from pivotune.checkpoint import Run, load_run, open_tokenizer
 from pivotune.config import DataConfig, ModelConfig, RunConfig, TrainingOptions
 from pivotune.data import ParallelCollator, ParallelExample, tokenize_examples
 from pivotune.files import write_text
-from pivotune.lens.inspect import inspect
+from pivotune.lens.report import inspect
 from pivotune.losses import IGNORE, chunked_token_nats
 from pivotune.training import train
 

@@ -8,11 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from experiments import intervals
 from experiments.lab import bottleneck
 from experiments.lab.bottleneck import LINKS, link_of
 from experiments.lab.rows import BASE, TFT
@@ -201,15 +199,6 @@ def test_kinds_of_answers() -> None:
     assert kind_of("two", ("zwei", "two"), {"zwei", "eins"}) == KINDS[1]
     assert kind_of("eins", ("zwei", "two"), {"zwei", "eins"}) == KINDS[2]
     assert kind_of("", ("zwei", "two"), {"zwei", "eins"}) == KINDS[3]
-
-
-def test_a_score_over_different_items_stays_a_score() -> None:
-    tables = [(list("abcdef"), np.ones((2, 6))), (list("ab"), np.ones((2, 2)))]
-    ones = [(names, np.ones((1, len(names)))) for names, _ in tables]
-    assert intervals.ratio(intervals.macro(tables)[1], intervals.macro(ones)[1][0]) == (1.0, 1.0, 1.0)
-    draw = np.random.default_rng(0)
-    same = (draw.random((3, 50)) < 0.4).astype(float)
-    assert intervals.ratio(same, np.ones(50)) == pytest.approx(intervals.interval(same))
 
 
 def test_the_wording_of_a_mixed_question() -> None:
