@@ -352,11 +352,12 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> str:
         [
             *of_shipped,
             "The bases. Foreign subject: English questions in which the subject alone has its name in another "
-            "language. English lent: own questions right in the own language; how many more are with the content of "
-            "the English pass at the token before the answer (`carried` in `experiments.lab.bottleneck`) [95 % "
-            "interval over facts], behind the layer where this does most, which takes some luck. Layers: what the "
-            "rule finds. English mass: the largest probability that the lens gives to a first token of the English "
-            "answer, and its layer. Cosine of the question to its English counterpart: the largest, and its layer.",
+            "language. English lent: target-language questions answered right in their language; how many more are "
+            "with the content of the English pass at the token before the answer (`carried` in "
+            "`experiments.lab.bottleneck`) [95 % interval over facts], behind the layer where this does most, which "
+            "takes some luck. Layers: what the rule finds. English mass: the largest probability that the lens gives "
+            "to a first token of the English answer, and its layer. Cosine of the question to its English counterpart: "
+            "the largest, and its layer.",
             table(
                 ["base", "English, %", "foreign subject, %", "English lent, %", "layers", "English mass", "cosine"],
                 inside,

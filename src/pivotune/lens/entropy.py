@@ -76,7 +76,9 @@ def side_entropies(anatomy: Anatomy, side: Activations, *, logits_per_chunk: int
         chunks = lens_logits(anatomy, side.at(layer, position_K, row_K), logits_per_chunk=logits_per_chunk)
         entropy_K = torch.cat([entropy(logits).cpu().double() for logits in chunks])
         if not entropy_K.isfinite().all():
-            raise PivotuneError(f"entropy: the entropy at layer {layer} is no number. Look at the model and its dtype.")
+            raise PivotuneError(
+                f"entropy: the entropy at layer {layer} is NaN or infinite. Look at the model and its dtype."
+            )
         layers.append(torch.zeros(len(start_N), dtype=torch.float64).index_add(0, row_K, entropy_K) / (end_N - start_N))
     return torch.stack(layers, dim=1)
 
