@@ -77,7 +77,7 @@ def patched(
         By the way it was scored: "alone", "context", "lent N" and "shuffled N".
     """
     anatomy = Anatomy(run.model)
-    sums, count = torch.zeros(2, 1), 0
+    sums, count = torch.zeros(()), 0
     for _, batch in batches(run, others, size):
         sums = sums + torch.stack([states.double().sum(dim=0) for states in _states(anatomy, batch)])
         count += len(batch["input_ids"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,7 +188,7 @@ def test_every_table_is_written(opened: tuple[Anatomy, Any], few: None) -> None:
     one["matrices"] = {name: {"given": said, "r2": 0.5} for name in bottleneck.MATRICES}
     text = bottleneck.render({row: [one, one] for row in bottleneck.ASKED}, lab)
     # The base knows every fact in English, whatever comes after.
-    assert "| all in English: the fact itself " in text and "100.0 [100.0, 100.0]" in text
+    assert re.search(r"\| all in English: the fact itself +\| 100\.0 \[", text)
     assert all(row in text for row in (BASE.name, TFT.name, "everything up to layer 8", "thought, not said"))
     lines = {line.split("|")[1].strip(): line.split("|")[2:] for line in text.split("\n") if line.startswith("|")}
     assert float(lines["the English question"][0]) == 100.0
