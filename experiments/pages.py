@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.intervals import Interval
 from pivotune.errors import PivotuneError
+from pivotune.uncertainty import Interval
 
 # Writing -------------------------------------------------------------------------------------------------------------
 

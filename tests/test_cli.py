@@ -291,7 +291,7 @@ def test_values_out_of_range(
         raise AssertionError("it went on")
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", never)
-    monkeypatch.setattr("pivotune.evaluation.evaluate.load", never)
+    monkeypatch.setattr("pivotune.evaluation.runner.load", never)
     data = write_rows(tmp_path / "data.jsonl", rows(4))
     name, *options = words.split(" ")
     start = {

@@ -30,7 +30,7 @@ from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import anatomy_of, load_run, open_config, open_model, open_tokenizer
 from pivotune.digests import base_digest
 from pivotune.errors import PivotuneError
-from pivotune.evaluation.evaluate import _fingerprint
+from pivotune.evaluation.runner import _fingerprint
 from tests.gguf_file import write_gguf
 from tests.runs import configuration, rows, same, write_base, write_rows
 
@@ -203,7 +203,7 @@ def test_what_is_no_model(
         ["generate", path, "hello"],
         ["layers", path, "--data", str(data)],
         ["lens", path, "--data", str(data), "--output", str(tmp_path / "lens")],
-        ["lens", str(base), "--against", path, "--data", str(data), "--output", str(tmp_path / "lens")],
+        ["lens", str(base), "--baseline", path, "--data", str(data), "--output", str(tmp_path / "lens")],
     ):
         if make is adapter and command[0] != "train":
             continue  # may be opened with its base

@@ -240,8 +240,8 @@ def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_it_is_evaluated_with_its_connection(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="needs the extra pivotune[evaluation]")
-    from pivotune.evaluation.evaluate import evaluate
     from pivotune.evaluation.results import read_items
+    from pivotune.evaluation.runner import evaluate
     from tests.evaluation.benchmarks.made_up import put_json, put_lines, squad
 
     question = {"premise": "It rained.", "choice1": "It got wet.", "choice2": "It got dry.", "question": "effect"}

@@ -143,7 +143,9 @@ def test_plain_fine_tuning_without_english_is_not_reported(
 
 
 def test_a_loss_that_is_no_number_ends_the_run(base: Path, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(PivotuneError, match=r"step 2: the loss is nan \(terms that are no number: lm\).*max_grad_norm"):
+    with pytest.raises(
+        PivotuneError, match=r"step 2: the loss is nan \(terms that are NaN or infinite: lm\).*max_grad_norm"
+    ):
         train(configuration(base, data, tmp_path / "run", optim="sgd", learning_rate=1e30, max_grad_norm=0))
     assert not (tmp_path / "run" / INFO).exists()
 
@@ -558,7 +560,7 @@ def test_weights_that_train_are_not_float16(base: Path, data: Path, tmp_path: Pa
 def test_an_evaluation_that_breaks(base: Path, data: Path, tmp_path: Path) -> None:
     trainer = _by_itself(Method(AutoModelForCausalLM.from_pretrained(base)), base, data, tmp_path)
     _poison_parameter(trainer)
-    with pytest.raises(PivotuneError, match=r"eval_loss is nan \(terms that are no number: lm\)"):
+    with pytest.raises(PivotuneError, match=r"eval_loss is nan \(terms that are NaN or infinite: lm\)"):
         trainer.evaluate()
     with pytest.raises(PivotuneError, match=r"NaN or infinity in model\.embed_tokens\.weight"):
         trainer.save_model()

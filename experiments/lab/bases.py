@@ -30,7 +30,7 @@ import torch
 from babel.core import get_global
 from transformers.utils import logging
 
-from experiments import intervals, pages, results
+from experiments import pages, results
 from experiments.cells import content_hash, environment, read_result, write_result
 from experiments.lab.bottleneck import answers, carried, own_subject, own_value
 from experiments.lab.cell import Lab
@@ -39,6 +39,7 @@ from experiments.lab.examine import examine
 from experiments.lab.grids import RATES, chosen_rate
 from experiments.lab.rows import TFT, by_name
 from experiments.lab.tables import ALL, LEVEL
+from pivotune import uncertainty
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import load_run
 from pivotune.errors import PivotuneError, check_choice
@@ -351,11 +352,12 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> str:
         [
             *of_shipped,
             "The bases. Foreign subject: English questions in which the subject alone has its name in another "
-            "language. English lent: own questions right in the own language; how many more are with the content of "
-            "the English pass at the token before the answer (`carried` in `experiments.lab.bottleneck`) [95 % "
-            "interval over facts], behind the layer where this does most, which takes some luck. Layers: what the "
-            "rule finds. English mass: the largest probability that the lens gives to a first token of the English "
-            "answer, and its layer. Cosine of the question to its English counterpart: the largest, and its layer.",
+            "language. English lent: target-language questions answered right in their language; how many more are "
+            "with the content of the English pass at the token before the answer (`carried` in "
+            "`experiments.lab.bottleneck`) [95 % interval over facts], behind the layer where this does most, which "
+            "takes some luck. Layers: what the rule finds. English mass: the largest probability that the lens gives "
+            "to a first token of the English answer, and its layer. Cosine of the question to its English counterpart: "
+            "the largest, and its layer.",
             table(
                 ["base", "English, %", "foreign subject, %", "English lent, %", "layers", "English mass", "cosine"],
                 inside,
@@ -376,16 +378,18 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> str:
 def _lent(carried: Mapping[str, Mapping[str, Sequence[int]]]) -> str:
     """Right without anything lent, and what is gained behind the best layer."""
     nothing, *lent = (
-        intervals.macro(
-            [
-                ([f"{language} {k}" for k in range(len(right))], np.array([right], dtype=np.float64))
-                for language, right in of_language.items()
-            ]
-        )[1]
+        uncertainty.contributions(
+            uncertainty.block(
+                [
+                    ([f"{language} {k}" for k in range(len(right))], np.array(right, dtype=np.float64))
+                    for language, right in of_language.items()
+                ]
+            )
+        )
         for of_language in carried.values()
     )
     best = int(np.argmax([of_layer.mean() for of_layer in lent]))
-    gain = pages.points(intervals.difference(lent[best], nothing))
+    gain = pages.points(uncertainty.difference(lent[best], nothing))
     return f"{100 * nothing.mean():.1f}; {gain} at {1 + best}"
 
 
@@ -399,9 +403,9 @@ def _gains(bases: Sequence[tuple[np.ndarray, ...]]) -> list[str]:
     pairs = ((feature, plain), (matrix, plain), (english, plain), (english, matrix))
     stars = [""] * len(pairs)
     if len(plain) > 1:
-        p = intervals.holm([intervals.crossed_test(row, other) for row, other in pairs])
+        p = uncertainty.holm([uncertainty.crossed_test(row, other) for row, other in pairs])
         stars = ["*" if value < LEVEL else "" for value in p]
-    gains = [pages.points(intervals.difference(row, other)) for row, other in pairs]
+    gains = [pages.points(uncertainty.difference(row, other)) for row, other in pairs]
     return [
         *(f"{100 * score.mean():.1f}" for score in (untrained, plain)),
         *(gain + star for gain, star in zip(gains, stars, strict=True)),
@@ -427,12 +431,13 @@ def _table(row: Sequence[Mapping[str, Any]], mode: str, languages: Sequence[str]
     """(S, F): right or wrong, weighted so that each language counts the same."""
     of_seed = [next(iter(one["answers"].values())) for one in row]
     asked = [answers[mode if mode in answers else "none"] for answers in of_seed]
-    return intervals.macro(
+    block = uncertainty.block(
         [
             (asked[0][language]["items"], np.array([one[language]["right"] for one in asked], dtype=np.float64))
             for language in languages
         ]
-    )[1]
+    )
+    return uncertainty.contributions(block)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Four questions, each answered by an intervention on trained models:
 
-* links: is a step missing (the subject's name, the fact, the value's name), or do known steps not follow each other?
+* hops: is a step missing (the subject's name, the fact, the value's name), or do known steps not follow each other?
 * reading: is the English answer known in the middle and not said, or not known? Every layer is asked for it.
 * patches: what of the English pass carries the answer at the last token, the only place that CC-Tuning connects?
   And is it said in the own language, once what makes it English is taken off?
@@ -35,13 +35,14 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from experiments import intervals, pages, results
+from experiments import pages, results
 from experiments.cells import environment, read_result, write_result
 from experiments.lab.cell import Cell, Lab, trained
 from experiments.lab.grids import RATES, chosen_rate
 from experiments.lab.rows import BASE, TFT, GridSetting, by_name
 from experiments.lab.tables import ALL, KINDS, kind_of
 from experiments.lab.tasks import shuffled
+from pivotune import uncertainty
 from pivotune.anatomy import Anatomy, Site
 from pivotune.checkpoint import load_run
 from pivotune.connection import connect
@@ -60,21 +61,21 @@ from pivotune.taps import Injection, Tap
 BATCH = 64
 LOGITS, FEATURE, CC = by_name("logits"), by_name("feature"), by_name("CC")
 ASKED: Mapping[str, Sequence[str]] = {
-    BASE.name: ("links", "reading", "patches", "carried"),
-    TFT.name: ("links", "reading", "patches", "carried"),
-    LOGITS.name: ("links", "reading", "carried"),
-    FEATURE.name: ("links",),
-    CC.name: ("links", "connections", "matrices"),
+    BASE.name: ("hops", "reading", "patches", "carried"),
+    TFT.name: ("hops", "reading", "patches", "carried"),
+    LOGITS.name: ("hops", "reading", "carried"),
+    FEATURE.name: ("hops",),
+    CC.name: ("hops", "connections", "matrices"),
 }
 """What each row is asked; a patch and a connection say little of a row that is not made for them."""
 
 WHOLE = "question, subject, answer: own language"
-LINKS = {
+HOPS = {
     "fact": "all in English: the fact itself",
     "subject": "what does the subject's name mean in English?",
     "value": "what is the value's English name in the language? (called alike: right)",
     "foreign subject": "English question about the subject's own name",
-    "foreign frame": "own question about the subject's English name",
+    "foreign frame": "target-language question with the subject's English name",
     "whole": WHOLE,
 }
 PARTS: tuple[Site, ...] = ("attention", "feed_forward")
@@ -168,7 +169,7 @@ def measure(folder: Path, where: Mapping[str, Any], subject: Subject) -> None:
     )
     anatomy = Anatomy(run.model)
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "links": lambda: links(run.model, run.tokenizer),
+        "hops": lambda: hops(run.model, run.tokenizer),
         "reading": lambda: reading(anatomy, run.tokenizer),
         "patches": lambda: patches(anatomy, run.tokenizer),
         "carried": lambda: carried(anatomy, run.tokenizer, _all_named()),
@@ -216,20 +217,20 @@ def _all_named() -> dict[str, list[Fact]]:
     }
 
 
-def links(model: Any, tokenizer: Any) -> dict[str, Given]:
+def hops(model: Any, tokenizer: Any) -> dict[str, Given]:
     """Each step from a question to its answer asked by itself, and the whole."""
     asked = {
         name: {
-            language: answers(model, tokenizer, [link_of(name, fact, language)[0] for fact in some])
+            language: answers(model, tokenizer, [hop_of(name, fact, language)[0] for fact in some])
             for language, some in facts(LANGUAGES[1:]).items()
         }
-        for name in LINKS
+        for name in HOPS
     }
     return asked
 
 
-def link_of(name: str, fact: Fact, language: str) -> tuple[str, str]:
-    """Prompt and right answer of a link."""
+def hop_of(name: str, fact: Fact, language: str) -> tuple[str, str]:
+    """Prompt and right answer of a hop."""
     k = _index()[fact.id]
     subject, value = fact.subject_names, fact.value_names
     if name == "fact":
@@ -260,17 +261,17 @@ def reading(anatomy: Anatomy, tokenizer: Any) -> dict[str, Given]:
     found: dict[str, Given] = {}
     for layer in range(1, anatomy.num_layers + 1):
         with anatomy.truncated(layer):
-            for name, link in (("own", "whole"), ("English", "fact")):
+            for name, hop in (("own", "whole"), ("English", "fact")):
                 found[f"{name}, layer {layer}"] = {
-                    language: answers(anatomy.lm, tokenizer, [link_of(link, fact, language)[0] for fact in some])
+                    language: answers(anatomy.lm, tokenizer, [hop_of(hop, fact, language)[0] for fact in some])
                     for language, some in facts(LANGUAGES[1:]).items()
                 }
     return found
 
 
 def patches(anatomy: Anatomy, tokenizer: Any) -> dict[str, Given]:
-    """The own question with parts of the English pass put in at the last token, and the English one with parts
-    taken out there (their mean over the questions of the batch stands in)."""
+    """Activation patching: the target-language question with parts of the English pass in place of its own at the last
+    token, and the English one with parts taken out there (their mean over the questions of the batch stands in)."""
     layers = range(1, anatomy.num_layers + 1)
     everywhere = {site: [(site, layer) for layer in layers] for site in PARTS}
     put: dict[str, list[tuple[Site, int]]] = {
@@ -283,7 +284,7 @@ def patches(anatomy: Anatomy, tokenizer: Any) -> dict[str, Given]:
     for language, some in facts(LANGUAGES[1:]).items():
         for start in range(0, len(some), BATCH):
             batch = some[start : start + BATCH]
-            own, english = ([link_of(link, fact, language)[0] for fact in batch] for link in ("whole", "fact"))
+            own, english = ([hop_of(hop, fact, language)[0] for fact in batch] for hop in ("whole", "fact"))
             seen = _seen(anatomy, tokenizer, english)
             for name, places in put.items():
                 theirs = {(site, layer): seen[site][:, layer - 1] for site, layer in places}
@@ -298,17 +299,18 @@ def patches(anatomy: Anatomy, tokenizer: Any) -> dict[str, Given]:
 
 
 def carried(anatomy: Anatomy, tokenizer: Any, asked: Mapping[str, Sequence[Fact]]) -> dict[str, Given]:
-    """The own question, with the English pass's residual stream behind layer l put in, less what makes it English.
+    """The target-language question, with the English pass's residual stream behind layer l, less what makes it English.
 
-    That is the stream of the own question plus the difference of the English question from the mean English one, less
-    its own difference from the mean own one; at the token before the answer's first word. Where content and language
-    are apart, so that a layer has the one in other directions than the other, the answer is said in the own language.
-    (The difference of means as the direction of a language: Dumas et al., ACL 2025, average over languages instead.)
+    That is the stream of the target-language question plus the difference of the English question from the mean
+    English one, less its own difference from the mean of its language; at the token before the answer's first word.
+    Where content and language are apart, so that a layer has the one in other directions than the other, the answer
+    is said in the own language. (The difference of means as the direction of a language: Dumas et al., ACL 2025,
+    average over languages instead.)
     """
     found: dict[str, Given] = {}
     layers = range(1, anatomy.num_layers + 1)
     for language, some in asked.items():
-        pairs = [(link_of("whole", fact, language), link_of("fact", fact, language)[0]) for fact in some]
+        pairs = [(hop_of("whole", fact, language), hop_of("fact", fact, language)[0]) for fact in some]
         # Some answers begin with a token that is the blank alone: the prompt ends behind it.
         own = [prompt + " " * _blank(tokenizer, value) for (prompt, value), _ in pairs]
         batches = [slice(start, start + BATCH) for start in range(0, len(own), BATCH)]
@@ -454,10 +456,10 @@ def render(found: Mapping[str, Sequence[Mapping[str, Any]]], lab: Lab) -> str:
     named = _all_named()
     counts = ", ".join(f"{language} {len(some)}" for language, some in named.items())
     parts = [
-        "### Links",
+        "### Hops",
         f"Percent right, {ALL} [95 % interval over seeds and facts]. Last two rows: of the questions whose steps "
         "hold, each asked by itself: what is missing there is no step, but that they follow each other.",
-        _links(found, of_language),
+        _hops(found, of_language),
         f"The tables below are of the questions whose answer has a name of its own too ({counts}).",
         "### Every layer, asked for the answer",
         "Percent of the answers that the output head reads behind layers 1 to l, right in English: after the own "
@@ -467,9 +469,9 @@ def render(found: Mapping[str, Sequence[Mapping[str, Any]]], lab: Lab) -> str:
         "questions, mean over languages and seeds.",
         _thought(found, named, lab.layers[1]),
         "### What of the English pass carries the answer",
-        "The model is given its own question; at the prompt's last token parts of the pass over the English question "
-        "take the place of its own. Below, English questions without one part's outputs at the last token. Percent of "
-        f"the answers, {ALL}, mean over seeds.",
+        "Activation patching. The model is given the target-language question; at the prompt's last token parts of the "
+        "pass over the English question take the place of its own. Below, English questions without one part's outputs "
+        f"at the last token. Percent of the answers, {ALL}, mean over seeds.",
         *(f"{row}:\n\n{_patches(found[row], 'patches', named)}" for row in (BASE.name, TFT.name)),
         "### Do content and language come apart?",
         "The same with the whole residual stream behind one layer, at the token before the answer, less what makes it "
@@ -489,8 +491,8 @@ def render(found: Mapping[str, Sequence[Mapping[str, Any]]], lab: Lab) -> str:
     return "\n\n".join(parts)
 
 
-def _right(given: Given, link: str, of_language: Mapping[str, Sequence[Fact]]) -> dict[str, np.ndarray]:
-    """(F,) per language: whether each link holds. The value's does where it is called alike: no text names it.
+def _right(given: Given, hop: str, of_language: Mapping[str, Sequence[Fact]]) -> dict[str, np.ndarray]:
+    """(F,) per language: whether each hop holds. The value's does where it is called alike: no text names it.
 
     Args:
         given: answers to all of `facts`.
@@ -498,8 +500,8 @@ def _right(given: Given, link: str, of_language: Mapping[str, Sequence[Fact]]) -
     """
 
     def holds(said: str, fact: Fact, language: str) -> bool:
-        alike = link == "value" and not own_value(fact, language)
-        return alike or said == link_of(link, fact, language)[1]
+        alike = hop == "value" and not own_value(fact, language)
+        return alike or said == hop_of(hop, fact, language)[1]
 
     return {
         language: np.array([holds(said, fact, language) for fact, said in _said(given, language, some)])
@@ -518,29 +520,26 @@ def _said(
 
 def _interval(
     tables: Sequence[Mapping[str, np.ndarray]], of_language: Mapping[str, Sequence[Fact]]
-) -> intervals.Interval:
+) -> uncertainty.Interval:
     """Of one table per seed; each language counts the same."""
-
-    def macro(of_one: Callable[[str], np.ndarray]) -> np.ndarray:
-        return intervals.macro(
-            [([fact.id for fact in some], of_one(language)) for language, some in of_language.items()]
-        )[1]
-
-    right_SF = macro(lambda language: np.stack([one[language] for one in tables]))
-    return intervals.ratio(right_SF, macro(lambda language: np.ones((1, len(of_language[language]))))[0])
+    right = [
+        ([fact.id for fact in some], np.stack([one[language] for one in tables]))
+        for language, some in of_language.items()
+    ]
+    return uncertainty.interval(uncertainty.block(right))
 
 
-def _links(found: Mapping[str, Sequence[Mapping[str, Any]]], of_language: Mapping[str, Sequence[Fact]]) -> str:
+def _hops(found: Mapping[str, Sequence[Mapping[str, Any]]], of_language: Mapping[str, Sequence[Fact]]) -> str:
     right = {
-        row: [{link: _right(one["links"][link], link, of_language) for link in LINKS} for one in some]
+        row: [{hop: _right(one["hops"][hop], hop, of_language) for hop in HOPS} for one in some]
         for row, some in found.items()
     }
     body = [
         [
             text,
-            *(pages.percent(_interval([one[link] for one in some], of_language)) for some in right.values()),
+            *(pages.percent(_interval([one[hop] for one in some], of_language)) for some in right.values()),
         ]
-        for link, text in LINKS.items()
+        for hop, text in HOPS.items()
     ]
     for steps, text in (
         (("fact", "subject", "value"), "the whole, where fact and both names are known"),
@@ -588,7 +587,7 @@ def _thought(
         shares = np.zeros(4)
         for one in some:
             thought = _right(one["reading"][f"own, layer {layer}"], "fact", of_language)
-            said = _right(one["links"]["whole"], "whole", of_language)
+            said = _right(one["hops"]["whole"], "whole", of_language)
             for language in of_language:
                 a, b = thought[language], said[language]
                 shares += [np.mean(part) for part in (a & b, a & ~b, ~a & b, ~a & ~b)]

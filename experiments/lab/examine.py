@@ -12,14 +12,14 @@ from torch import Tensor
 from pivotune.anatomy import Anatomy
 from pivotune.lab.settings import INSIDE_PAIRS, MAX_LENGTH, STYLE
 from pivotune.lab.trial import Questions, Record, ask, open_row, parallel, spread
-from pivotune.lens.estimates import RunningMean
+from pivotune.lens.activations import PairActivations, PairStream, read
 from pivotune.lens.language import BeginningIndex, LanguageMeasure
-from pivotune.lens.reading import PairStream, Reading, read
 from pivotune.losses import cosine
 from pivotune.objectives.cc_tuning import LinearConnection
 from pivotune.objectives.cc_tuning.measure import ConnectionMeasure
 from pivotune.objectives.deep_supervision.measure import SupervisionMeasure
 from pivotune.taps import evaluating
+from pivotune.uncertainty import RunningMean
 
 MODES: tuple[str, ...] = ("none", "matrix", "english")
 
@@ -89,7 +89,7 @@ def look_inside(
     return found
 
 
-def _last_token_cosines(anatomy: Anatomy, reading: Reading) -> dict[str, Tensor]:
+def _last_token_cosines(anatomy: Anatomy, reading: PairActivations) -> dict[str, Tensor]:
     """As the cosines of `SupervisionMeasure`, between the questions' last tokens."""
     top = reading.english.pooled(anatomy.num_layers, "last_token")
     columns: dict[str, list[Tensor]] = {"question_cosine_last": [], "answer_cosine_last": []}

@@ -63,7 +63,7 @@ FLOPS_PER_SECOND, SECONDS_PER_ANSWER, SECONDS_PER_CELL = 4.0e10, 0.005, 10.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class GridPlan:
     """The cells of a grid, each with its key."""
 
     cells: dict[str, Cell]
@@ -71,7 +71,7 @@ class Plan:
     folder: Path
 
     @classmethod
-    def of(cls, cells: Sequence[Cell], lab: Lab, folder: Path) -> Plan:
+    def of(cls, cells: Sequence[Cell], lab: Lab, folder: Path) -> GridPlan:
         return cls({lab.key(cell): cell for cell in cells}, lab, folder)
 
     def open(self) -> dict[str, Cell]:
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     disable_progress_bar()
     lab = Lab(str(Path(options.base).resolve()), options.task, options.languages)
     grid = _GRIDS[options.grid](lab, options)
-    plan = Plan.of(grid.cells, lab, Path(options.folder))
+    plan = GridPlan.of(grid.cells, lab, Path(options.folder))
     plan.folder.mkdir(parents=True, exist_ok=True)
     missing = plan.open()
     seconds = sum(_seconds(lab, cell) for cell in missing.values()) / options.workers
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_all(plan: Plan, workers: int, limit: int | None = None, keep: bool = False) -> dict[str, BaseException]:
+def run_all(plan: GridPlan, workers: int, limit: int | None = None, keep: bool = False) -> dict[str, BaseException]:
     """Run the open cells, at most `limit` of them; returns the errors of those that failed."""
     todo = dict(list(plan.open().items())[:limit])
     if not todo:
@@ -182,7 +182,7 @@ class Grid:
         self.lab, self.options = lab, options
         self.cells: list[Cell] = []
 
-    def render(self, plan: Plan) -> str:
+    def render(self, plan: GridPlan) -> str:
         raise NotImplementedError
 
     def wanted(self, settings: Sequence[GridSetting]) -> list[GridSetting]:
@@ -226,7 +226,7 @@ class LearningRate(Grid):
             for setting in self.wanted(METHODS)
         ]
 
-    def render(self, plan: Plan) -> str:
+    def render(self, plan: GridPlan) -> str:
         scores = {
             setting.name: {
                 rate: self._score(setting, plan.results(cells), len(cells)) for rate, cells in of_rate.items()
@@ -282,7 +282,7 @@ class Headline(Grid):
         methods = {setting.name for setting in METHODS} - {TFT.name}
         self.flops = [(setting, self.add(setting, budget="flops")) for setting in wanted if setting.name in methods]
 
-    def render(self, plan: Plan) -> str:
+    def render(self, plan: GridPlan) -> str:
         by_budget = {
             name: [(setting, plan.results(cells)) for setting, cells in made]
             for name, made in (("steps", self.steps), ("flops", self.flops))
@@ -305,7 +305,7 @@ class Layers(Grid):
         splits = ("development", "heldout")
         self.pairs = {pair: self.add(row, splits=splits, inside=False) for pair, row in self.settings.items()}
 
-    def render(self, plan: Plan) -> str:
+    def render(self, plan: GridPlan) -> str:
         rows = {
             pair: tables.Row(self.settings[pair].name, self.settings[pair], "none", plan.results(cells))
             for pair, cells in self.pairs.items()
@@ -325,7 +325,7 @@ class Ablations(Grid):
         names = dict.fromkeys(reference_of(setting).name for setting, _ in self.changed)
         self.references = {name: self.add(by_name(name).at_layers(lab.layers)) for name in names}
 
-    def render(self, plan: Plan) -> str:
+    def render(self, plan: GridPlan) -> str:
         return tables.ablations(
             [(setting, plan.results(cells)) for setting, cells in self.changed],
             {name: plan.results(cells) for name, cells in self.references.items()},

@@ -89,7 +89,7 @@ class Clause:
 
 
 @dataclass(frozen=True)
-class Item:
+class SkillItem:
     """A passage, a question in one of its wordings, and the word that answers it. All free of language."""
 
     kind: str
@@ -120,7 +120,7 @@ class Skills:
 
     seed: int
     untaught: frozenset[str]
-    items: Mapping[str, tuple[Item, ...]]
+    items: Mapping[str, tuple[SkillItem, ...]]
 
     @classmethod
     def build(cls, seed: int = 0, untaught: Sequence[str] = ("continuation",), training: int | None = None) -> "Skills":
@@ -146,7 +146,7 @@ class Skills:
         }
         return cls(seed, frozenset(untaught), items)
 
-    def split(self, split: str, language: str, skill: str | None = None) -> list[Item]:
+    def split(self, split: str, language: str, skill: str | None = None) -> list[SkillItem]:
         """The items of a split. Outside English an untaught skill has none to train on."""
         _check("split", split, tuple(SPLITS))
         _check("language", language, LANGUAGES)
@@ -290,7 +290,7 @@ def size(split: str, skill: str) -> int:
     return MORE.get(skill, SPLITS[split][1]) if split == "pretraining" else SPLITS[split][1]
 
 
-def _items(seed: int, skill: str, split: str) -> Iterator[Item]:
+def _items(seed: int, skill: str, split: str) -> Iterator[SkillItem]:
     """The items of a split: drawn one after the other, kept if the passage belongs to the split and is new to it.
 
     `turn`, the number of items kept so far, decides what is to be balanced, so that it is so in every split.
@@ -327,7 +327,7 @@ _READING = tuple(
 )
 
 
-def _reading(rng: random.Random, turn: int) -> Item:
+def _reading(rng: random.Random, turn: int) -> SkillItem:
     """What is asked about, in which sentence the answer is, and the wording are balanced."""
     turn, k = divmod(turn, 3)
     turn, kind = divmod(turn, len(_READING))
@@ -339,23 +339,23 @@ def _reading(rng: random.Random, turn: int) -> Item:
     people = rng.sample(list(PEOPLE), 3)
     passage = tuple(Clause(of, (person, told[of])) for of, person in zip(frames, people, strict=True))
     if name in ("where", "what"):
-        return Item(name, passage, Clause(name, (people[k],)), told[frame], turn % WORDINGS)
+        return SkillItem(name, passage, Clause(name, (people[k],)), told[frame], turn % WORDINGS)
     if name == "who_category":
-        return Item(name, passage, Clause("who_has", (CATEGORY_OF[told[frame]],)), people[k], turn % WORDINGS)
-    return Item(name, passage, Clause(name, (told[frame],)), people[k], turn % WORDINGS)
+        return SkillItem(name, passage, Clause("who_has", (CATEGORY_OF[told[frame]],)), people[k], turn % WORDINGS)
+    return SkillItem(name, passage, Clause(name, (told[frame],)), people[k], turn % WORDINGS)
 
 
-def _comparison(rng: random.Random, turn: int) -> Item:
+def _comparison(rng: random.Random, turn: int) -> SkillItem:
     """The word asked for, in which sentence the answer is, and the wording are balanced."""
     turn, k, younger = _bits(turn, 2)
     people = rng.sample(list(PEOPLE), 2)
     ages = sorted(rng.sample(AGES, 2), reverse=k == younger)
     passage = tuple(Clause("age", (person, age)) for person, age in zip(people, ages, strict=True))
     comparative = list(COMPARATIVES)[younger]
-    return Item(comparative, passage, Clause("age_more", (comparative,)), ages[k], turn % WORDINGS)
+    return SkillItem(comparative, passage, Clause("age_more", (comparative,)), ages[k], turn % WORDINGS)
 
 
-def _entailment(rng: random.Random, turn: int) -> Item:
+def _entailment(rng: random.Random, turn: int) -> SkillItem:
     """The label, the form of the premise, that of the hypothesis and the wording are balanced.
 
     Premises are "has dogs" or "has no animals". Hypotheses are about the same word or, with `step`, across the
@@ -379,14 +379,14 @@ def _entailment(rng: random.Random, turn: int) -> Item:
     hypothesis = Clause(frames[negative == agrees], (person, about))
     premise = Clause(frames[negative], (person, said))
     kind = "category" if step else "same"
-    return Item(kind, (premise,), Clause("entails", (hypothesis,)), label, turn % WORDINGS)
+    return SkillItem(kind, (premise,), Clause("entails", (hypothesis,)), label, turn % WORDINGS)
 
 
 # A pair is as likely in either order, so that two endings alone do not tell which of them is right.
 _CHOICES = [pair for pair in permutations(SITUATIONS, 2) if frozenset(pair) not in ALIKE]
 
 
-def _continuation(rng: random.Random, turn: int) -> Item:
+def _continuation(rng: random.Random, turn: int) -> SkillItem:
     """The position of the plausible ending and the wording are balanced."""
     turn, position = divmod(turn, 2)
     person = rng.choice(list(PEOPLE))
@@ -394,10 +394,10 @@ def _continuation(rng: random.Random, turn: int) -> Item:
     right, wrong = ENDING_OF[situation], ENDING_OF[other]
     choice = (wrong, right) if position else (right, wrong)
     passage = (Clause("situation", (person, situation)),)
-    return Item("effect", passage, Clause("choose", (person, *choice)), right, turn % WORDINGS)
+    return SkillItem("effect", passage, Clause("choose", (person, *choice)), right, turn % WORDINGS)
 
 
-_DRAW: dict[str, Callable[[random.Random, int], Item]] = {
+_DRAW: dict[str, Callable[[random.Random, int], SkillItem]] = {
     "reading": _reading,
     "comparison": _comparison,
     "entailment": _entailment,

@@ -13,14 +13,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from experiments import intervals
-from experiments.intervals import Interval
 from experiments.lab.rows import BASE, BROKEN, TFT, GridSetting, by_name
 from experiments.pages import origin, percent, points
+from pivotune import uncertainty
 from pivotune.errors import PivotuneError
 from pivotune.lens import LayerChoice
 from pivotune.plotting import new_figure, save
 from pivotune.tables import table
+from pivotune.uncertainty import Interval
 
 ALL = "all languages"
 LEVEL = 0.05
@@ -59,7 +59,7 @@ class Row:
     def answers(self, split: str, column: str, languages: Sequence[str]) -> np.ndarray:
         """(S, F): right or wrong; for ALL weighted so that each language counts the same."""
         if column == ALL:
-            return intervals.macro([self._of(split, language) for language in languages])[1]
+            return uncertainty.contributions(uncertainty.block([self._of(split, language) for language in languages]))
         return self._of(split, "en" if column == "English" else column)[1]
 
     def of_kind(self, split: str, languages: Sequence[str], wanted: Callable[[str], bool]) -> np.ndarray:
@@ -70,7 +70,7 @@ class Row:
             columns = [k for k, name in enumerate(items) if wanted(name)]
             if columns:
                 tables.append(([items[k] for k in columns], right_SF[:, columns]))
-        return intervals.macro(tables)[1]
+        return uncertainty.contributions(uncertainty.block(tables))
 
     def kinds(self, split: str, languages: Sequence[str], gold: Gold) -> dict[str, float]:
         """Shares of the kinds of answers, mean over languages and seeds."""
@@ -147,7 +147,7 @@ def headline(
     parts = [
         f"### Exact match, {split} {task.name}, equal steps",
         f"Percent [95 % interval over seeds and items]. {ALL.capitalize()}: the languages' mean, without English. "
-        "An interval without width means that no answer was wrong (or none right), not that none could be. CC is asked "
+        "Where all answers are right, or none is, the interval says what more items might show. CC is asked "
         "with its Transform Matrix; [real English] is given the question in English, which a user does not have.",
         _scores([base_row, *flat], columns, languages, split),
         "### Against TFT, equal steps",
@@ -256,11 +256,11 @@ def layers(
         if pair == picked:
             verdicts.append(f"* {_pair(pair)}, {what}: it is **the rule's own pair**.")
             continue
-        gap = intervals.difference(held[pair], held[picked])
-        p = intervals.crossed_test(held[pair], held[picked])
+        gap = uncertainty.difference(held[pair], held[picked])
+        p = uncertainty.crossed_test(held[pair], held[picked])
         verdict = "within the interval of" if gap.low <= 0 else "below"
         verdicts.append(
-            f"* {_pair(pair)}, {what}: {percent(intervals.interval(held[pair]))}. It leads the rule's pair by "
+            f"* {_pair(pair)}, {what}: {percent(uncertainty.interval(held[pair]))}. It leads the rule's pair by "
             f"{points(gap)} points, p (method) {_p(p)}: the rule's pair is **{verdict}** it."
         )
     curve = choice.curves["target"]
@@ -288,7 +288,7 @@ def layers(
             f"({'two drops found' if choice.found else 'the fallback'}{confidence}).",
             f"Exact match in percent on held-out facts, {ALL}, by the two layers:",
             matrix,
-            f"The rule's pair scores {percent(intervals.interval(held[picked]))}, rank {rank} of {len(pairs)}; the "
+            f"The rule's pair scores {percent(uncertainty.interval(held[picked]))}, rank {rank} of {len(pairs)}; the "
             f"median pair scores {100 * median(means['heldout'].values()):.1f}.",
             "\n".join(verdicts),
         ]
@@ -307,7 +307,7 @@ _COMPARISON_NOTE = (
 
 def _scores(rows: Sequence[Row], columns: Sequence[str], languages: Sequence[str], split: str) -> str:
     body = [
-        [row.label, *(percent(intervals.interval(row.answers(split, column, languages))) for column in columns)]
+        [row.label, *(percent(uncertainty.interval(row.answers(split, column, languages))) for column in columns)]
         for row in rows
     ]
     return table(["", *columns], body, markdown=True)
@@ -336,12 +336,12 @@ def _comparisons(
                 own_SF, other_SF = (one.answers(split, column, languages) for one in (row, other(row)))
                 paired_seeds = len(own_SF) == len(other_SF)
                 found[row.label, column] = _Comparison(
-                    intervals.difference(own_SF, other_SF),
-                    intervals.sign_flip(own_SF, other_SF),
-                    intervals.crossed_test(own_SF, other_SF) if paired_seeds else float("nan"),
+                    uncertainty.difference(own_SF, other_SF),
+                    uncertainty.sign_flip(own_SF, other_SF),
+                    uncertainty.crossed_test(own_SF, other_SF) if paired_seeds else float("nan"),
                 )
-        models = intervals.holm([one.models for one in found.values()])
-        method = intervals.holm([one.method for one in found.values()])
+        models = uncertainty.holm([one.models for one in found.values()])
+        method = uncertainty.holm([one.method for one in found.values()])
         return {
             name: replace(one, models=p, method=q)
             for (name, one), p, q in zip(found.items(), models, method, strict=True)
@@ -372,15 +372,15 @@ def _by_kind(rows: Sequence[Row], base: Row, tft: Row, languages: Sequence[str],
     def table_of(row: Row, kind: str) -> np.ndarray:
         return row.of_kind(split, languages, lambda name: task.kind(name) == kind)
 
-    body = [[row.label, *(percent(intervals.interval(table_of(row, kind))) for kind in kinds)] for row in (base, tft)]
+    body = [[row.label, *(percent(uncertainty.interval(table_of(row, kind))) for kind in kinds)] for row in (base, tft)]
     found: dict[tuple[str, str], _Comparison] = {}
     for row in rows:
         for kind in kinds:
             own_SF, other_SF = table_of(row, kind), table_of(tft, kind)
             paired = len(own_SF) == len(other_SF)
-            p = intervals.crossed_test(own_SF, other_SF) if paired else float("nan")
-            found[row.label, kind] = _Comparison(intervals.difference(own_SF, other_SF), p, p)
-    corrected = intervals.holm([one.method for one in found.values()])
+            p = uncertainty.crossed_test(own_SF, other_SF) if paired else float("nan")
+            found[row.label, kind] = _Comparison(uncertainty.difference(own_SF, other_SF), p, p)
+    corrected = uncertainty.holm([one.method for one in found.values()])
     for (name, one), p in zip(list(found.items()), corrected, strict=True):
         found[name] = replace(one, method=p)
     body += [[row.label, *(_starred(found[row.label, kind]) for kind in kinds)] for row in rows]
@@ -478,7 +478,7 @@ def _moved(row: Row, tft: Row, languages: Sequence[str]) -> tuple[str, str]:
         layer = getattr(options, where)
         own, plain = (_of_layer(one, (name, layer), languages) for one in (row, tft))
         if len(own) == len(plain):
-            gap = intervals.over_seeds([a - b for a, b in zip(own, plain, strict=True)])
+            gap = uncertainty.over_seeds([a - b for a, b in zip(own, plain, strict=True)])
             toward = gap.high < 0 if better < 0 else gap.low > 0
             away = gap.low > 0 if better < 0 else gap.high < 0
             verdict = "yes" if toward else "away" if away else "no"
@@ -520,8 +520,8 @@ def _broken(
         broken, intact, tft = (
             steps[name][0].answers(split, ALL, languages) for name in (setting.name, setting.tuned_as, TFT.name)
         )
-        gain, lead = intervals.difference(broken, tft), intervals.difference(intact, broken)
-        p = intervals.crossed_test(intact, broken) if len(intact) == len(broken) else float("nan")
+        gain, lead = uncertainty.difference(broken, tft), uncertainty.difference(intact, broken)
+        p = uncertainty.crossed_test(intact, broken) if len(intact) == len(broken) else float("nan")
         body.append([setting.name, points(gain), points(lead), _p(p)])
         judged.append(
             f"{setting.name}: {'a gain, so the method is not what its name says' if gain.low > 0 else 'no gain'}"

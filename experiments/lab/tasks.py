@@ -37,7 +37,7 @@ class Task(Protocol):
         ...
 
 
-class Facts:
+class FactsTask:
     """The lab's facts: training questions about those that a language knows, the rest met in English only."""
 
     name = "facts"
@@ -54,7 +54,7 @@ class Facts:
         return World.build()
 
 
-class Skills:
+class SkillsTask:
     """The lab's skills, learned in English: few training questions in a language, of all skills but one."""
 
     name = "skills"
@@ -71,7 +71,7 @@ class Skills:
         return skills.Skills.build(training=TRAINING_PER_SKILL)
 
 
-TASKS: dict[str, type[Task]] = {"facts": Facts, "skills": Skills}
+TASKS: dict[str, type[Task]] = {"facts": FactsTask, "skills": SkillsTask}
 
 
 def training_records(task: Task, languages: Sequence[str], recipe: Recipe, seed: int) -> list[Record]:

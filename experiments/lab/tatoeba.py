@@ -27,18 +27,19 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from experiments import intervals, results
+from experiments import results
 from experiments.cells import environment
 from experiments.lab.cell import Cell, Lab, trained
 from experiments.lab.grids import RATES, chosen_rate
 from experiments.lab.rows import TFT, by_name
+from pivotune import uncertainty
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import load_run
 from pivotune.data import ParallelExample, Text
 from pivotune.errors import PivotuneError
 from pivotune.lab.base import base_path
 from pivotune.lab.settings import EPOCHS, MAX_LENGTH, STYLE
-from pivotune.lens.reading import Measure, PairStream, read
+from pivotune.lens.activations import Measure, PairStream, read
 from pivotune.lens.similarity import SimilarityMeasure
 from pivotune.objectives.deep_supervision.measure import SupervisionMeasure
 from pivotune.plotting import language_name
@@ -192,14 +193,14 @@ def render(
         body = [
             [
                 "base model",
-                *(_shown(intervals.interval(tables[n][None, :, k]), f, d) for _, n, k, f, d in wanted),
+                *(_shown(uncertainty.interval(tables[n][None, :, k]), f, d) for _, n, k, f, d in wanted),
             ]
         ]
         for method, runs in after.items():
             cells = []
             for _, name, layer, factor, digits in wanted:
                 ours = np.stack([run[language][name][:, layer] for run in runs])
-                difference = intervals.interval(ours - tables[name][None, :, layer])
+                difference = uncertainty.difference(ours, tables[name][None, :, layer])
                 star = "*" if difference.low > 0 or difference.high < 0 else ""
                 cells.append(_shown(difference, factor, digits, sign="+") + star)
             body.append([method, *cells])
@@ -207,7 +208,7 @@ def render(
     return "\n\n".join(parts)
 
 
-def _shown(one: intervals.Interval, factor: float, digits: int, sign: str = "") -> str:
+def _shown(one: uncertainty.Interval, factor: float, digits: int, sign: str = "") -> str:
     mean, low, high = (f"{factor * value:{sign}.{digits}f}" for value in one)
     return f"{mean} [{low}, {high}]"
 

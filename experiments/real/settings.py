@@ -21,7 +21,7 @@ Objectives = Callable[[str], list[Any]]
 
 
 @dataclass(frozen=True)
-class Setting:
+class RealSetting:
     """One row of the table.
 
     Attributes:
@@ -66,22 +66,22 @@ def _in_scale(model: str) -> list[Any]:
     return [CCTuningConfig(connection_layer=RISE[model], relative_norm=0.1, english_gradient=False, matrix="per_layer")]
 
 
-SETTINGS: Mapping[str, Setting] = {
-    "base": Setting("the base, not trained"),
-    "tft": Setting("plain fine-tuning (TFT)"),
-    "tft_replay": Setting("TFT, a fifth of the examples in English", replay=0.2),
-    "logits_paper": Setting("deep supervision, logits, as in the paper", _supervision()),
-    "feature_paper": Setting(
+SETTINGS: Mapping[str, RealSetting] = {
+    "base": RealSetting("the base, not trained"),
+    "tft": RealSetting("plain fine-tuning (TFT)"),
+    "tft_replay": RealSetting("TFT, a fifth of the examples in English", replay=0.2),
+    "logits_paper": RealSetting("deep supervision, logits, as in the paper", _supervision()),
+    "feature_paper": RealSetting(
         "deep supervision, feature, as in the paper",
         _supervision(language_conversion="feature", english_thinking="feature"),
     ),
-    "logits_late": Setting("English answer by logits at a late layer, weight 0.1", _late_logits),
-    "contrast": Setting("contrast at the middle layer, weight 0.1", _contrast),
-    "contrast_strong": Setting("contrast at the middle layer, weight 1", lambda model: _contrast(model, 1.0)),
-    "contrast_shuffled": Setting("the same as contrast with other questions' English", _contrast, shuffled=True),
-    "contrast_replay": Setting("contrast, a fifth of the examples in English", _contrast, replay=0.2),
-    "cc_paper": Setting("CC-Tuning as released", lambda model: [CCTuningConfig()]),
-    "cc_scale": Setting("CC-Tuning in scale, behind the middle's rise", _in_scale),
-    "cc_scale_shuffled": Setting("the same with other questions' English", _in_scale, shuffled=True),
-    "both": Setting("contrast and CC-Tuning in scale", lambda model: [*_contrast(model), *_in_scale(model)]),
+    "logits_late": RealSetting("English answer by logits at a late layer, weight 0.1", _late_logits),
+    "contrast": RealSetting("contrast at the middle layer, weight 0.1", _contrast),
+    "contrast_strong": RealSetting("contrast at the middle layer, weight 1", lambda model: _contrast(model, 1.0)),
+    "contrast_shuffled": RealSetting("the same as contrast with other questions' English", _contrast, shuffled=True),
+    "contrast_replay": RealSetting("contrast, a fifth of the examples in English", _contrast, replay=0.2),
+    "cc_paper": RealSetting("CC-Tuning as released", lambda model: [CCTuningConfig()]),
+    "cc_scale": RealSetting("CC-Tuning in scale, behind the middle's rise", _in_scale),
+    "cc_scale_shuffled": RealSetting("the same with other questions' English", _in_scale, shuffled=True),
+    "both": RealSetting("contrast and CC-Tuning in scale", lambda model: [*_contrast(model), *_in_scale(model)]),
 }

@@ -24,12 +24,13 @@ from experiments.cells import environment
 from experiments.real import models, pairs
 from experiments.real.settings import SETTINGS
 from pivotune.anatomy import Anatomy
-from pivotune.checkpoint import Run, load_run, open_tokenizer
+from pivotune.checkpoint import INFO, Run, load_run, open_tokenizer
 from pivotune.config import DataConfig, ModelConfig, RunConfig, TrainingOptions
 from pivotune.data import ParallelCollator, ParallelExample, tokenize_examples
 from pivotune.files import write_text
-from pivotune.lens.inspect import inspect
+from pivotune.lens.report import inspect
 from pivotune.losses import IGNORE, chunked_token_nats
+from pivotune.objectives.base import Batch
 from pivotune.training import train
 
 CELLS = Path(__file__).with_name("cells")
@@ -79,43 +80,52 @@ def model_folder(name: str, work: Path, data: Path) -> Path:
     return small
 
 
-def run_trial(trial: Trial, work: Path, data: Path = pairs.DATA) -> dict[str, Any]:
-    """Train and measure; the cell's content, which is also written."""
-    began = time.perf_counter()
+def trained(trial: Trial, work: Path, data: Path = pairs.DATA) -> Path:
+    """The folder of the finished run, trained where it is not there yet; of the base, the model's."""
     setting, base = SETTINGS[trial.setting], model_folder(trial.model, work, data)
-    folder, log = base, []
+    if trial.setting == "base":
+        return base
     name = trial.path.stem
+    folder = work / "runs" / name
+    if (folder / INFO).exists():
+        return folder
+    rows = pairs.training_rows(
+        trial.language, trial.pairs, trial.seed, data, replay=setting.replay, shuffled=setting.shuffled
+    )
+    file = work / "data" / f"{name}.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    train(
+        RunConfig(
+            output=str(folder),
+            model=ModelConfig(str(base)),
+            data=DataConfig(str(file), style=pairs.STYLE, max_length=MAX_LENGTH),
+            objectives=setting.objectives(trial.model),
+            training=TrainingOptions(
+                learning_rate=trial.rate,
+                num_train_epochs=1,
+                per_device_train_batch_size=BATCH,
+                warmup_steps=0.1,
+                logging_steps=1,
+                save_strategy="no",
+                seed=trial.seed,
+                bf16=False,
+                use_cpu=not torch.cuda.is_available(),
+                disable_tqdm=True,
+            ),
+        )
+    )
+    return folder
+
+
+def run_trial(trial: Trial, work: Path, data: Path = pairs.DATA, *, keep: bool = False) -> dict[str, Any]:
+    """Train and measure; the cell's content, which is also written. The run's folder stays only where it is to."""
+    began = time.perf_counter()
+    setting, folder, log = SETTINGS[trial.setting], trained(trial, work, data), []
     if trial.setting != "base":
-        rows = pairs.training_rows(
-            trial.language, trial.pairs, trial.seed, data, replay=setting.replay, shuffled=setting.shuffled
-        )
-        file = work / "data" / f"{name}.jsonl"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        folder = work / "runs" / name
-        shutil.rmtree(folder, ignore_errors=True)
-        train(
-            RunConfig(
-                output=str(folder),
-                model=ModelConfig(str(base)),
-                data=DataConfig(str(file), style=pairs.STYLE, max_length=MAX_LENGTH),
-                objectives=setting.objectives(trial.model),
-                training=TrainingOptions(
-                    learning_rate=trial.rate,
-                    num_train_epochs=1,
-                    per_device_train_batch_size=BATCH,
-                    warmup_steps=0.1,
-                    logging_steps=1,
-                    save_strategy="no",
-                    seed=trial.seed,
-                    bf16=False,
-                    use_cpu=not torch.cuda.is_available(),
-                    disable_tqdm=True,
-                ),
-            )
-        )
         log = [entry for entry in json.loads((folder / "training_log.json").read_text()) if "loss" in entry]
-    trained = time.perf_counter()
+    measured = time.perf_counter()
     run = load_run(folder)
     content = {
         "format": FORMAT,
@@ -128,11 +138,11 @@ def run_trial(trial: Trial, work: Path, data: Path = pairs.DATA) -> dict[str, An
         "english": _measured(run, examples("test", "en", data, 200), "none"),
         "mexa": _mexa(run, examples("dev", trial.language, data)),
         "log": [{key: _short(value) for key, value in entry.items()} for entry in log],
-        "seconds": {"training": round(trained - began), "measuring": round(time.perf_counter() - trained)},
+        "seconds": {"training": round(measured - began), "measuring": round(time.perf_counter() - measured)},
     }
     CELLS.mkdir(exist_ok=True)
     write_text(trial.path, json.dumps(content, separators=(",", ":")) + "\n")
-    if folder != base:
+    if trial.setting != "base" and not keep:
         shutil.rmtree(folder)
     return content
 
@@ -166,32 +176,43 @@ def answer_nats(
         mode: of the run's connection: none, matrix, or english, where the English prompt is read too.
     """
     anatomy = Anatomy(run.model)
-    dataset, _ = tokenize_examples(asked, run.tokenizer, pairs.STYLE, MAX_LENGTH)
-    lengths = [len(ids) for ids in dataset["input_ids"]]
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
     connection = None if mode == "none" else run.connection()
-    collator = ParallelCollator.for_tokenizer(run.tokenizer)
-    device = next(run.model.parameters()).device
     found: dict[int, torch.Tensor] = {}
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        batch = {name: value.to(device) for name, value in collator([dataset[number] for number in chosen]).items()}
-        prompt = torch.arange(batch["input_ids"].shape[1], device=device) < batch["prompt_length"][:, None]
+    for chosen, batch in batches(run, asked, size):
+        token_T = torch.arange(batch["input_ids"].shape[1], device=batch["input_ids"].device)
+        prompt = token_T < batch["prompt_length"][:, None]
         with ExitStack() as stack:
             if connection is not None:
                 english = (batch["english_input_ids"], batch["english_attention_mask"]) if mode == "english" else ()
                 lent = connection.lend(batch["input_ids"], prompt.long(), *english)
                 stack.enter_context(connection.at(list(lent), batch["prompt_length"] - 1))
-            states = anatomy.decoder(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-            ).last_hidden_state
-        labels = batch["labels"][:, 1:]
-        nats = chunked_token_nats(
-            states[:, :-1][labels != IGNORE], labels[labels != IGNORE], anatomy.logits, vocab_size=anatomy.vocab_size
-        ).cpu()
-        for number, part in zip(chosen, nats.split((labels != IGNORE).sum(dim=1).tolist()), strict=True):
-            found[number] = part
-    yield from (found[number] for number in range(len(order)))
+            found.update(zip(chosen, batch_nats(anatomy, batch), strict=True))
+    yield from (found[number] for number in range(len(found)))
+
+
+def batches(run: Run, asked: Sequence[ParallelExample], size: int) -> Iterator[tuple[list[int], Batch]]:
+    """Which examples they are, and the batch on the model's device; those of like length together."""
+    dataset, _ = tokenize_examples(asked, run.tokenizer, pairs.STYLE, MAX_LENGTH)
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    collator = ParallelCollator.for_tokenizer(run.tokenizer)
+    device = next(run.model.parameters()).device
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        batch = collator([dataset[number] for number in chosen])
+        yield chosen, {name: value.to(device) for name, value in batch.items()}
+
+
+def batch_nats(anatomy: Anatomy, batch: Batch) -> list[torch.Tensor]:
+    """Nats of the tokens of each answer, (T,) each."""
+    states = anatomy.decoder(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+    ).last_hidden_state
+    labels = batch["labels"][:, 1:]
+    nats = chunked_token_nats(
+        states[:, :-1][labels != IGNORE], labels[labels != IGNORE], anatomy.logits, vocab_size=anatomy.vocab_size
+    ).cpu()
+    return list(nats.split((labels != IGNORE).sum(dim=1).tolist()))
 
 
 def _mexa(run: Run, asked: Sequence[ParallelExample]) -> Any:

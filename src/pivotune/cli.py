@@ -44,9 +44,9 @@ class Command:
 COMMANDS = {
     "train": Command("fine-tune a model, plainly or with objectives", "pivotune.training:train"),
     "generate": Command("answer prompts with a run", "pivotune.generation:generate", ("run", "prompts*")),
-    "evaluate": Command("the papers' benchmarks on a run", "pivotune.evaluation.evaluate:evaluate", ("run",)),
+    "evaluate": Command("the papers' benchmarks on a run", "pivotune.evaluation.runner:evaluate", ("run",)),
     "layers": Command("which layers to supervise: entropy per layer", "pivotune.lens.layers:layers", ("model",)),
-    "lens": Command("language, similarity and calibration of each layer", "pivotune.lens.inspect:lens", ("run",)),
+    "lens": Command("language, similarity and calibration of each layer", "pivotune.lens.report:lens", ("run",)),
     "compare": Command("evaluated runs side by side", "pivotune.evaluation.compare:compare", ("runs*",)),
     "demo": Command("the whole story on this machine, without a download", "pivotune.lab.demo:demo"),
 }

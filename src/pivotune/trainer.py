@@ -162,10 +162,10 @@ class PivotuneTrainer(Trainer):
     # Reporting -----------------------------------------------------------------------------------------------------
 
     def _report(self, loss: float, means: dict[str, tuple[float, float]]) -> None:
-        """Stop at a loss that is no number; warn, once each, about terms that have nothing to say."""
+        """Stop at a loss that is NaN or infinite; warn, once each, about terms that have nothing to say."""
         if not math.isfinite(loss) and not self.args.logging_nan_inf_filter:
             broken = [name for name, (mean, _) in means.items() if not math.isfinite(mean)]
-            terms = f"terms that are no number: {', '.join(broken) or 'none, so it is the parameters'}"
+            terms = f"terms that are NaN or infinite: {', '.join(broken) or 'none, so it is the parameters'}"
             raise self._broken(f"the loss is {loss} ({terms})")
         self._windows += 1
         watched = [name for name, weight in self.method.weights.items() if weight]
@@ -356,7 +356,7 @@ class PivotuneTrainer(Trainer):
         loss = sum(weight * means[name] for name, weight in self.method.weights.items())
         if not math.isfinite(loss):
             broken = ", ".join(name for name, mean in means.items() if not math.isfinite(mean))
-            raise self._broken(f"{metric_key_prefix}_loss is {loss} (terms that are no number: {broken})")
+            raise self._broken(f"{metric_key_prefix}_loss is {loss} (terms that are NaN or infinite: {broken})")
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in {"loss": loss, **means}.items()})
         return output._replace(num_samples=dataloader.dataset.examples)
 

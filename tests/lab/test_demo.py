@@ -19,7 +19,7 @@ from pivotune.cli import main
 from pivotune.errors import PivotuneError
 from pivotune.lab import demo as module
 from pivotune.lab import workers
-from pivotune.lab.demo import ROWS, TITLES, Score, demo
+from pivotune.lab.demo import ROWS, TITLES, Share, demo
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.world import World
 
@@ -140,9 +140,9 @@ def test_unknown_languages_are_refused(tmp_path: Path) -> None:
 
 
 def test_wilson_interval() -> None:
-    low, high = Score(5, 10).interval
+    low, high = Share(5, 10).interval
     assert (low, high) == (pytest.approx(23.66, abs=0.01), pytest.approx(76.34, abs=0.01))
-    assert str(Score(0, 7)) == "  0.0 [ 0.0, 35.4]"
+    assert str(Share(0, 7)) == "  0.0 [ 0.0, 35.4]"
 
 
 def test_the_rates_are_those_that_the_grid_has_chosen() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,22 @@ def test_one_that_ends_badly_ends_all(job: Job, message: str, tmp_path: Path) ->
         side_by_side([Job("sleeping", sleep, (), 600.0), job], tmp_path)
     assert time.monotonic() - started < 300
     assert not set(multiprocessing.active_children())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two")
+def test_a_process_that_the_pool_does_not_watch_is_missed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = ProcessPoolExecutor._spawn_process  # type: ignore[attr-defined]
+
+    def begin_late(pool: ProcessPoolExecutor) -> None:
+        time.sleep(0.3)  # the pool, woken for the new job, watches the processes begun before: not this one
+        begin(pool)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "_spawn_process", begin_late)
+    started = time.monotonic()
+    with pytest.raises(PivotuneError, match="ended from outside"):
+        side_by_side([Job("sleeping", sleep, (), 600.0), Job("killed", die, (), 1.0)], tmp_path)
+    assert time.monotonic() - started < 300
 
 
 def test_as_many_processes_as_find_cores(monkeypatch: pytest.MonkeyPatch) -> None:

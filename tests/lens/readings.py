@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pivotune.anatomy import Anatomy
-from pivotune.lens.reading import Measure, Reading, read
+from pivotune.lens.activations import Measure, PairActivations, read
 from pivotune.taps import evaluating
 from tests.batches import Example, Text, collate, random_examples
 
@@ -19,7 +19,7 @@ def random_pairs(count: int, seed: int = 0) -> list[Example]:
 
 def readings(
     model: nn.Module, pairs: Sequence[Example], sizes: Iterable[int], *, pad: int = 0, extra: int = 0
-) -> Iterator[Reading]:
+) -> Iterator[PairActivations]:
     """The pairs in batches of these sizes. Measures of questions alone do not look at `examples`: there are none."""
     anatomy, start = Anatomy(model), 0
     for size in sizes:
@@ -30,7 +30,7 @@ def readings(
     assert start == len(pairs)
 
 
-def tables_of(measure: Measure, made: Iterable[Reading]) -> dict[str, Tensor]:
+def tables_of(measure: Measure, made: Iterable[PairActivations]) -> dict[str, Tensor]:
     """All rows of each table, in the order in which they were handed on."""
     with torch.no_grad():
         found = [*map(measure.add, made), measure.finish()]

@@ -29,7 +29,7 @@ def table(curve: np.ndarray, base: np.ndarray | None, half: float = 0.02) -> dic
     """A table of a report: the run's means over a base's."""
     return {
         "run": columns(curve, half),
-        "against": None if base is None else columns(base, half),
+        "baseline": None if base is None else columns(base, half),
         "difference": None if base is None else columns(curve - base, half),
     }
 
@@ -71,18 +71,18 @@ def of_language(draw: np.random.Generator, compared: bool, L: int) -> dict[str, 
         },
     }
     found: dict[str, Any] = {"examples": 120} | {
-        name: {"tables": of_name, "summary": {"run": {}, "against": {} if compared else None}}
+        name: {"tables": of_name, "summary": {"run": {}, "baseline": {} if compared else None}}
         for name, of_name in tables.items()
     }
     found["similarity"]["summary"] = dict(
-        zip(("run", "against"), summaries if compared else [summaries[0], None], strict=True)
+        zip(("run", "baseline"), summaries if compared else [summaries[0], None], strict=True)
     )
     found["language_after_blank"] = found["language"]
     found["cc_tuning"] = {  # the base has no connection
         "tables": {
-            "picks_english": {"run": columns(picks), "against": None, "difference": None},
-            "picks_matrix": {"run": columns(other_picks), "against": None, "difference": None},
-            "agreement": {"run": {"mean": [0.71], "low": [0.62], "high": [0.79]}, "against": None, "difference": None},
+            "picks_english": {"run": columns(picks), "baseline": None, "difference": None},
+            "picks_matrix": {"run": columns(other_picks), "baseline": None, "difference": None},
+            "agreement": {"run": {"mean": [0.71], "low": [0.62], "high": [0.79]}, "baseline": None, "difference": None},
         },
         "summary": {
             "run": {
@@ -92,7 +92,7 @@ def of_language(draw: np.random.Generator, compared: bool, L: int) -> dict[str, 
                 "r2_of_copy_per_layer": (-3 * early + 0.2).tolist(),
                 "kappa": 0.52,
             },
-            "against": None,
+            "baseline": None,
         },
     }
     return found
@@ -120,12 +120,12 @@ def report(languages: list[str], *, compared: bool = True, layers: int = LAYERS)
     shown = [2, 6, layers]
     return {
         "run": "deep-supervision-zh",
-        "against": "Llama-2-7b-hf" if compared else None,
+        "baseline": "Llama-2-7b-hf" if compared else None,
         "layers": {"conversion": 2, "thinking": 6, "count": layers},
         "languages": {code: of_language(draw, compared, layers) for code in languages},
         "projection": {
             "run": projected(draw, languages, shown),
-            "against": projected(draw, languages, shown) if compared else None,
+            "baseline": projected(draw, languages, shown) if compared else None,
         },
     }
 
@@ -217,7 +217,7 @@ def test_curves_and_bands_are_the_tables(drawn: dict[str, Figure], tmp_path: Pat
     found = made["languages"]["zh"]
 
     def check(axes: Axes, measure: str, name: str, color: str, factor: float = 1.0) -> None:
-        for role, style in (("run", "-"), ("against", "--")):
+        for role, style in (("run", "-"), ("baseline", "--")):
             layer, mean = line(axes, color, style)
             np.testing.assert_array_equal(layer, np.arange(1, LAYERS + 1))
             table_of_role = found[measure]["tables"][name][role]
@@ -290,18 +290,18 @@ def test_picks_are_bars_and_r2_is_cut_where_it_says_nothing(drawn: dict[str, Fig
 
 def test_projections_join_pairs_and_colour_languages(drawn: dict[str, Figure], tmp_path: Path) -> None:
     made = report(["zh", "vi"])
-    made["projection"]["against"]["layers"]["6"]["tsne"] = None
+    made["projection"]["baseline"]["layers"]["6"]["tsne"] = None
     figures.draw(made, tmp_path)
     figure = drawn["projection_pca"]
     assert len(shown(figure)) == 6
     axes = shown(figure)[4]  # the second model at layer 6
-    found = made["projection"]["against"]["layers"]["6"]["pca"]
+    found = made["projection"]["baseline"]["layers"]["6"]["pca"]
     (joined,) = (one for one in axes.collections if isinstance(one, LineCollection))
     expected = np.stack([found["target"], found["english"]], axis=1)
     np.testing.assert_allclose(np.stack(joined.get_segments()), expected)
     clouds = [np.array(one.get_offsets()) for one in axes.collections if isinstance(one, PathCollection)]
     np.testing.assert_allclose(clouds[0], found["english"])
-    of = np.array(made["projection"]["against"]["language"])
+    of = np.array(made["projection"]["baseline"]["language"])
     for cloud, code in zip(clouds[1:], ("vi", "zh"), strict=True):
         np.testing.assert_allclose(cloud, np.array(found["target"])[of == code])
     assert axes.get_xlabel() == "component 1 (41 % of variance)"
@@ -335,7 +335,7 @@ def test_what_is_not_measured_is_not_drawn(drawn: dict[str, Figure], tmp_path: P
     for name in [name for name in made["languages"]["zh"]["similarity"]["tables"] if name.startswith("last")]:
         for found in made["languages"].values():
             del found["similarity"]["tables"][name]
-    for role in ("run", "against"):
+    for role in ("run", "baseline"):
         for layer in made["projection"][role]["layers"].values():
             layer["tsne"] = None
     figures.draw(made, tmp_path)
@@ -350,7 +350,7 @@ def test_a_single_example_has_no_interval(tmp_path: Path, caplog: pytest.LogCapt
     made = report(["zh"], layers=3)
     for measure in ("entropy", "cc_tuning"):
         for of_name in made["languages"]["zh"][measure]["tables"].values():
-            for role in ("run", "against"):
+            for role in ("run", "baseline"):
                 if of_name[role]:
                     of_name[role] |= {bound: [None] * len(of_name[role]["mean"]) for bound in ("low", "high")}
     assert len(figures.entropy(made, tmp_path / "entropy") + connection_figure(made, tmp_path / "connection")) == 4
@@ -359,7 +359,7 @@ def test_a_single_example_has_no_interval(tmp_path: Path, caplog: pytest.LogCapt
 
 def test_names_of_models_are_no_formulas_and_no_longer_than_fits(tmp_path: Path, drawn: dict[str, Figure]) -> None:
     made = report(["zh"])
-    made["run"], made["against"] = "costs_$5_or_$6", "x" * 30 + "y" * 30
+    made["run"], made["baseline"] = "costs_$5_or_$6", "x" * 30 + "y" * 30
     figures.entropy(made, tmp_path / "entropy")
     drawn["entropy"].draw_without_rendering()
     labels = [text.get_text() for text in drawn["entropy"].legends[0].get_texts()]

@@ -13,7 +13,7 @@ from transformers import LlamaTokenizer
 from pivotune.anatomy import Anatomy
 from pivotune.data import ParallelExample, encode, encode_prompts
 from pivotune.errors import PivotuneError
-from pivotune.lens.estimates import Estimate
+from pivotune.lens.activations import PairActivations, PairStream, read
 from pivotune.lens.language import (
     BeginningIndex,
     LanguageMeasure,
@@ -22,8 +22,8 @@ from pivotune.lens.language import (
     measure_language,
     token_bytes,
 )
-from pivotune.lens.reading import PairStream, Reading, read
 from pivotune.taps import evaluating
+from pivotune.uncertainty import Interval
 from tests.data.tiny_tokenizers import BOS, EOS, KINDS, byte_level, metaspace_bpe, tokenizer_of, unigram
 from tests.families import FAMILIES, tiny
 from tests.lens.readings import tables_of
@@ -311,7 +311,7 @@ def test_two_forwards_per_batch():
     assert len(calls) == 2 * 3
 
 
-def readings_of(model, tokenizer, examples, batch_size=2) -> list[Reading]:
+def readings_of(model, tokenizer, examples, batch_size=2) -> list[PairActivations]:
     stream = PairStream(tokenizer, "plain", batch_size)
     with evaluating(model):
         return [read(Anatomy(model), chosen, batch) for _, chosen, batch in stream.batches(examples)]
@@ -484,11 +484,11 @@ def test_logits_that_are_not_finite():
 
 def test_the_share_of_a_language():
     masses = {
-        "english": [Estimate(0.2, 0, 1), Estimate(0, 0, 0)],
-        "target": [Estimate(0.1, 0, 1), Estimate(0, 0, 0)],
-        "de": [Estimate(0.1, 0, 1), Estimate(0, 0, 0)],
-        "shared": [Estimate(0.5, 0, 1), Estimate(0.5, 0, 1)],
-        "rest": [Estimate(0.1, 0, 1), Estimate(0.5, 0, 1)],
+        "english": [Interval(0.2, 0, 1), Interval(0, 0, 0)],
+        "target": [Interval(0.1, 0, 1), Interval(0, 0, 0)],
+        "de": [Interval(0.1, 0, 1), Interval(0, 0, 0)],
+        "shared": [Interval(0.5, 0, 1), Interval(0.5, 0, 1)],
+        "rest": [Interval(0.1, 0, 1), Interval(0.5, 0, 1)],
     }
     languages = LanguageOfLayers(masses, 3, {})
     assert languages.share("english")[0] == pytest.approx(0.5) and languages.share("de")[0] == pytest.approx(0.25)

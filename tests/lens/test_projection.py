@@ -11,8 +11,8 @@ from torch import Tensor
 from pivotune.anatomy import Anatomy
 from pivotune.errors import PivotuneError
 from pivotune.lens import projection
+from pivotune.lens.activations import Activations, PairActivations
 from pivotune.lens.projection import ProjectionMeasure
-from pivotune.lens.reading import Reading, Side
 from tests.families import tiny
 
 SIZE, TOKENS, LAYERS = 8, 5, 2
@@ -23,24 +23,24 @@ def anatomy() -> Anatomy:
     return Anatomy(tiny("llama"))
 
 
-def side(states_LNTd: Tensor) -> Side:
+def side(states_LNTd: Tensor) -> Activations:
     """The question is tokens 1 and 2 of each row."""
     rows = states_LNTd.shape[1]
     ids = torch.zeros(rows, TOKENS, dtype=torch.long)
     hidden = {layer: states for layer, states in enumerate(states_LNTd, start=1)}
     start = torch.ones(rows, dtype=torch.long)
-    return Side(ids, torch.ones_like(ids), hidden, start, start + 2, start + 2)
+    return Activations(ids, torch.ones_like(ids), hidden, start, start + 2, start + 2)
 
 
-def random_reading(languages: str, seed: int = 0, shift: float = 3.0) -> Reading:
+def random_reading(languages: str, seed: int = 0, shift: float = 3.0) -> PairActivations:
     """A pair for each of the languages, "zh vi zh"; the target side lies beside the English one."""
     draw, rows = torch.Generator().manual_seed(seed), len(languages.split())
     english, target = torch.randn(2, LAYERS, rows, TOKENS, SIZE, generator=draw).unbind()
     examples: list[Any] = [SimpleNamespace(language=language) for language in languages.split()]
-    return Reading(examples, {}, side(0.3 * target + english + shift), side(english))
+    return PairActivations(examples, {}, side(0.3 * target + english + shift), side(english))
 
 
-def fed(anatomy: Anatomy, readings: list[Reading], **options: Any) -> ProjectionMeasure:
+def fed(anatomy: Anatomy, readings: list[PairActivations], **options: Any) -> ProjectionMeasure:
     measure = ProjectionMeasure(anatomy, options.pop("layers", [1, 2]), **options)
     for reading in readings:
         assert measure.add(reading) == {}
@@ -48,7 +48,7 @@ def fed(anatomy: Anatomy, readings: list[Reading], **options: Any) -> Projection
     return measure
 
 
-def vectors(reading: Reading, layer: int) -> tuple[np.ndarray, np.ndarray]:
+def vectors(reading: PairActivations, layer: int) -> tuple[np.ndarray, np.ndarray]:
     """The means over both question tokens, from the states themselves."""
     return tuple(one.hidden[layer][:, 1:3].mean(dim=1).numpy() for one in (reading.target, reading.english))  # type: ignore[return-value]
 
@@ -87,9 +87,9 @@ def test_each_point_keeps_its_language_and_its_pair(anatomy: Anatomy) -> None:
 def test_batches_change_nothing(anatomy: Anatomy) -> None:
     whole, other = random_reading("zh " * 12, 1), random_reading("zh " * 12, 2)
 
-    def part(reading: Reading, rows: slice) -> Reading:
+    def part(reading: PairActivations, rows: slice) -> PairActivations:
         sides = [side(torch.stack([one.hidden[n][rows] for n in (1, 2)])) for one in (reading.target, reading.english)]
-        return Reading(reading.examples[rows], {}, *sides)
+        return PairActivations(reading.examples[rows], {}, *sides)
 
     split = [part(whole, slice(0, 5)), part(whole, slice(5, 12)), other]
     assert fed(anatomy, [whole, other], pairs=14).summary() == fed(anatomy, split, pairs=14).summary()
@@ -114,7 +114,7 @@ def test_tsne_is_seeded_and_needs_enough_pairs(anatomy: Anatomy) -> None:
 def test_points_without_spread(anatomy: Anatomy, pairs: int) -> None:
     states = torch.full((LAYERS, pairs, TOKENS, SIZE), 0.1)
     examples: list[Any] = [SimpleNamespace(language="zh")] * pairs
-    found = fed(anatomy, [Reading(examples, {}, side(states), side(states))]).summary()["layers"]["1"]
+    found = fed(anatomy, [PairActivations(examples, {}, side(states), side(states))]).summary()["layers"]["1"]
     origin = [[0.0, 0.0]] * pairs
     assert found == {"pca": {"target": origin, "english": origin, "explained_variance": [0.0, 0.0]}, "tsne": None}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pivotune.anatomy import Anatomy
-from pivotune.lens.reading import Reading, read
+from pivotune.lens.activations import PairActivations, read
 from pivotune.taps import evaluating
 from tests.batches import collate, random_examples, select
 
@@ -25,7 +25,7 @@ def pairs(seed: int = 0, count: int = 5, unanswered: Sequence[int] = ()) -> Batc
     return collate(examples)
 
 
-def reading_of(model: Any, batch: Batch, feed_forward: bool = False) -> Reading:
+def reading_of(model: Any, batch: Batch, feed_forward: bool = False) -> PairActivations:
     anatomy = Anatomy(model)
     with evaluating(anatomy.lm):
         return read(anatomy, [None] * len(batch["input_ids"]), batch, feed_forward=feed_forward)

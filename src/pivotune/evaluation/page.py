@@ -26,7 +26,7 @@ MARKS = {"": "", "up": "▲*", "down": "▼*"}
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A cell of a table.
 
     Attributes:
@@ -62,7 +62,7 @@ class Table:
     """Rows of cells, the first of each a heading."""
 
     heads: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[TableCell]]
     caption: str = ""
     kind: str = "table"
 
@@ -82,7 +82,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Text:
+class Paragraph:
     """A paragraph."""
 
     text: str
@@ -124,7 +124,7 @@ class Fold:
     kind: str = "fold"
 
 
-Part = Table | Figures | Text | Points | Preformatted | Heading | Fold
+Part = Table | Figures | Paragraph | Points | Preformatted | Heading | Fold
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _markdown_of(part: Part, folder: Path) -> list[str]:
             return [*caption, table([_plain(head) for head in part.heads], rows, markdown=True)]
         case Figures():
             return [f"![{_plain(words)}](<{_link(path, folder)}>)" for path, words in part.pictures]
-        case Text():
+        case Paragraph():
             return [_plain(part.text)]
         case Points():
             mark = "**Note:** " if part.important else ""
@@ -180,7 +180,7 @@ def _markdown_of(part: Part, folder: Path) -> list[str]:
             return [f"### {_plain(part.summary)}", *_written(part.parts, folder)]
 
 
-def _markdown_cell(cell: Cell) -> str:
+def _markdown_cell(cell: TableCell) -> str:
     delta = f"**{cell.delta}** {MARKS[cell.change]}" if cell.change else cell.delta
     return _plain("; ".join(filter(None, (cell.words, delta))))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from pivotune.evaluation.benchmarks import BENCHMARKS, Preset, Published
 from pivotune.evaluation.labels import benchmark_title, metric_name, percent
-from pivotune.evaluation.page import Cell, Table
+from pivotune.evaluation.page import Table, TableCell
 from pivotune.plotting import language_name
 
 Scores = Mapping[str, Mapping[tuple[str, str], float]]
@@ -62,26 +62,30 @@ def _by_language(
     for (method, model), values in by_source.items():
         shown = [_figure(values[code]) if code in values else "–" for code in codes]
         mean = _figure(float(np.mean(list(values.values())))) if "–" not in shown else "–"
-        rows.append([Cell(f"{method}, {model}", "published"), *map(Cell, shown), Cell(mean)])
+        rows.append([TableCell(f"{method}, {model}", "published"), *map(TableCell, shown), TableCell(mean)])
     for run, found in own.items():
         shown = [percent(found[code]) if code in found else "–" for code in codes]
-        rows.append([Cell(run, "here"), *map(Cell, shown), _mean(found, len(codes))])
+        rows.append([TableCell(run, "here"), *map(TableCell, shown), _mean(found, len(codes))])
     names = [language_name(code, own=False) for code in codes]
     return Table(["", *names, "mean"], rows, f"{metric_name(BENCHMARKS[benchmark].metric)}, %")
 
 
 def _averages(
     benchmark: str, preset: Preset, figures: Sequence[Published], own: Sequence[Mapping[str, float]]
-) -> list[Cell]:
+) -> list[TableCell]:
     what = metric_name(BENCHMARKS[benchmark].metric)
     shown = "; ".join(f"{_figure(one.value)} ({one.method})" for one in figures)
-    return [Cell(benchmark, what), Cell(shown), *(_mean(found, len(preset.languages[benchmark])) for found in own)]
+    return [
+        TableCell(benchmark, what),
+        TableCell(shown),
+        *(_mean(found, len(preset.languages[benchmark])) for found in own),
+    ]
 
 
-def _mean(found: Mapping[str, float], languages: int) -> Cell:
+def _mean(found: Mapping[str, float], languages: int) -> TableCell:
     if len(found) < languages:
-        return Cell("–", f"{len(found)} of {languages} languages")
-    return Cell(percent(float(np.mean(list(found.values())))))
+        return TableCell("–", f"{len(found)} of {languages} languages")
+    return TableCell(percent(float(np.mean(list(found.values())))))
 
 
 def _figure(value: float) -> str:

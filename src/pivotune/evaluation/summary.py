@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pivotune.evaluation import statistics
+from pivotune import uncertainty
 from pivotune.evaluation.benchmarks import PRESETS, Benchmark
 from pivotune.evaluation.labels import metric_name
 from pivotune.evaluation.published import published_tables, source
@@ -22,7 +22,7 @@ PROTOCOLS = ("likelihood", "generation")
 
 
 @dataclass(frozen=True)
-class Cell:
+class Scored:
     """The results of one benchmark in one language.
 
     Attributes:
@@ -41,12 +41,12 @@ class Cell:
 
 
 def report(
-    cells: Sequence[Cell], *, run: str, connection: str, style: str | None = None, preset: str | None = None
+    cells: Sequence[Scored], *, run: str, connection: str, style: str | None = None, preset: str | None = None
 ) -> dict[str, Any]:
     """Scores and counts, as in scores.json.
 
     Under each protocol: `cells`, one for each benchmark and language; `benchmarks`, the means over languages, and
-    `languages`, the means over benchmarks. Intervals are those of `pivotune.evaluation.statistics`: 95 %, over items.
+    `languages`, the means over benchmarks. Intervals are those of `pivotune.uncertainty`: 95 %, over items.
     Of a cell's answers, `ambiguous` chose several options, `unreadable` none, and `empty` ones, which are among the
     unreadable where there are options, have no text.
 
@@ -61,8 +61,8 @@ def report(
         own = [cell for cell in cells if cell.benchmark.protocol == protocol]
         if not own:
             continue
-        by_benchmark: dict[str, list[Cell]] = {}
-        by_language: dict[str, list[Cell]] = {}
+        by_benchmark: dict[str, list[Scored]] = {}
+        by_language: dict[str, list[Scored]] = {}
         for cell in own:
             by_benchmark.setdefault(cell.benchmark.name, []).append(cell)
             by_language.setdefault(cell.language, []).append(cell)
@@ -84,7 +84,7 @@ def report(
     return found
 
 
-def _cell(cell: Cell) -> dict[str, Any]:
+def _cell(cell: Scored) -> dict[str, Any]:
     results = cell.results
     unread = sum(one.choice is None and one.gold is not None and not one.ambiguous for one in results)
     told = [one.in_language for one in results if one.in_language is not None]
@@ -104,17 +104,15 @@ def _cell(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _block(cells: Sequence[Cell]) -> np.ndarray:
+def _block(cells: Sequence[Scored]) -> np.ndarray:
     """(1, C, F) scores; languages share their items, so that an interval of their mean draws an item in all of them."""
-    columns = {name: k for k, name in enumerate(dict.fromkeys(one.id for cell in cells for one in cell.results))}
-    block_CF = np.full((len(cells), len(columns)), np.nan)
-    for row_F, cell in zip(block_CF, cells, strict=True):
-        row_F[[columns[one.id] for one in cell.results]] = [one.score for one in cell.results]
-    return block_CF[None]
+    return uncertainty.block(
+        [([one.id for one in cell.results], np.array([one.score for one in cell.results])) for cell in cells]
+    )
 
 
 def _score(blocks: list[np.ndarray]) -> dict[str, float]:
-    return {name: round(value, 6) for name, value in statistics.interval(blocks)._asdict().items()}
+    return {name: round(value, 6) for name, value in uncertainty.interval(blocks)._asdict().items()}
 
 
 # Showing it ----------------------------------------------------------------------------------------------------------

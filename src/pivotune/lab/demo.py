@@ -47,7 +47,7 @@ from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.trial import Record, ask, choose, open_row, parallel, spread, train_row
 from pivotune.lab.workers import Job, Report, computing_on, side_by_side, threads
 from pivotune.lab.world import World, calling_codes
-from pivotune.lens.reading import PairStream, run_measure
+from pivotune.lens.activations import PairStream, run_measure
 from pivotune.objectives.deep_supervision.measure import SupervisionMeasure
 from pivotune.options import names_in
 from pivotune.plotting import new_figure, save
@@ -77,7 +77,7 @@ MARK = "pivotune.demo"
 
 
 @dataclass
-class Score:
+class Share:
     """How many of n answers were exactly right, with the 95 % Wilson interval of their share."""
 
     right: int
@@ -183,7 +183,7 @@ def _row(
     steps: int,
     epochs: float,
     seed: int,
-) -> tuple[dict[str, dict[str, Score]], dict[str, float]]:
+) -> tuple[dict[str, dict[str, Share]], dict[str, float]]:
     """Train it, ask it, look inside: what it adds to either table."""
     logging.disable_progress_bar()
     world, title, model_folder = World.build(), _title(row), base_path()
@@ -194,10 +194,10 @@ def _row(
     run, _ = open_row(model_folder)
     questions = {language: list(world.examples("heldout", language)) for language in (*languages, "en")}
 
-    def score(language: str, mode: str) -> Score:
+    def score(language: str, mode: str) -> Share:
         report(f"asked in {NAMES[language]}", SECONDS_ASKED)
         right = ask(run.model, run.tokenizer, {language: questions[language]}, mode)[language]["right"]
-        return Score(sum(right), len(right))
+        return Share(sum(right), len(right))
 
     english = score("en", "none")  # a question in English is never connected
     scores = {
@@ -256,7 +256,7 @@ def _supervised(run: Run, records: Sequence[Record], layers: tuple[int, int]) ->
 
 def _report(
     folder: Path,
-    scores: dict[str, dict[str, Score]],
+    scores: dict[str, dict[str, Share]],
     inside: dict[str, dict[str, float]],
     layers: tuple[int, int],
     run: dict[str, Any],
@@ -289,7 +289,7 @@ def _table(cells: dict[str, dict[str, str]], markdown: bool = False) -> str:
     return table(["", *heads], [[name, *(row[h] for h in heads)] for name, row in cells.items()], markdown=markdown)
 
 
-def _plot(results: dict[str, dict[str, Score]], path: Path) -> None:
+def _plot(results: dict[str, dict[str, Share]], path: Path) -> None:
     languages = list(next(iter(results.values())))
     figure, axes = new_figure(10, 4.5)
     width = 0.8 / len(results)

@@ -109,9 +109,13 @@ def side_by_side(jobs: Sequence[Job], logs: Path, what: str = "jobs") -> list[An
     try:
         with _interruptions_held():  # the processes begun here never get any
             futures = {pool.submit(_run, number, jobs[number], logs): number for number in order}
+            begun = set(multiprocessing.active_children()) - others
         waiting = set(futures)
         while waiting:
             ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+            if any(process.exitcode is not None for process in begun):
+                # The pool itself does not watch a process that it began after it was last woken.
+                raise BrokenProcessPool("a process has ended")
             while not messages.empty():
                 progress.take(*messages.get())
             for future in ended:

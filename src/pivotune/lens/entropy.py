@@ -25,17 +25,17 @@ from pivotune.anatomy import Anatomy
 from pivotune.data import Encoded
 from pivotune.data.collate import right_padded
 from pivotune.errors import PivotuneError
-from pivotune.lens.estimates import Tables
-from pivotune.lens.reading import Reading, Side, lens_logits, read_side
+from pivotune.lens.activations import Activations, PairActivations, lens_logits, read_side
 from pivotune.losses import LOGITS_PER_CHUNK
 from pivotune.taps import evaluating
 from pivotune.tokens import check_ids, rows_of
+from pivotune.uncertainty import Tables
 
 logger = logging.getLogger(__name__)
 
 
 class EntropyMeasure:
-    """The entropy of each layer on both sides of a reading (a `pivotune.lens.reading.Measure`).
+    """The entropy of each layer on both sides of a pair (a `pivotune.lens.activations.Measure`).
 
     Its tables are "target" and "english": (N, L) nats, the mean over each question's tokens.
 
@@ -46,8 +46,8 @@ class EntropyMeasure:
     def __init__(self, anatomy: Anatomy):
         self._anatomy = anatomy
 
-    def add(self, reading: Reading) -> Tables:
-        sides = {"target": reading.target, "english": reading.english}
+    def add(self, activations: PairActivations) -> Tables:
+        sides = {"target": activations.target, "english": activations.english}
         return {name: side_entropies(self._anatomy, side) for name, side in sides.items()}
 
     def finish(self) -> Tables:
@@ -57,7 +57,7 @@ class EntropyMeasure:
         return {}
 
 
-def side_entropies(anatomy: Anatomy, side: Side, *, logits_per_chunk: int = LOGITS_PER_CHUNK) -> Tensor:
+def side_entropies(anatomy: Anatomy, side: Activations, *, logits_per_chunk: int = LOGITS_PER_CHUNK) -> Tensor:
     """The mean entropy over each question's tokens, at every layer: (N, L) nats, float64 on the CPU.
 
     Args:
@@ -76,7 +76,9 @@ def side_entropies(anatomy: Anatomy, side: Side, *, logits_per_chunk: int = LOGI
         chunks = lens_logits(anatomy, side.at(layer, position_K, row_K), logits_per_chunk=logits_per_chunk)
         entropy_K = torch.cat([entropy(logits).cpu().double() for logits in chunks])
         if not entropy_K.isfinite().all():
-            raise PivotuneError(f"entropy: the entropy at layer {layer} is no number. Look at the model and its dtype.")
+            raise PivotuneError(
+                f"entropy: the entropy at layer {layer} is NaN or infinite. Look at the model and its dtype."
+            )
         layers.append(torch.zeros(len(start_N), dtype=torch.float64).index_add(0, row_K, entropy_K) / (end_N - start_N))
     return torch.stack(layers, dim=1)
 
@@ -131,7 +133,7 @@ def question_entropies(
     return np.concatenate(rows)
 
 
-def _read_prompts(anatomy: Anatomy, prompts: list[Encoded], max_length: int) -> Side:
+def _read_prompts(anatomy: Anatomy, prompts: list[Encoded], max_length: int) -> Activations:
     """What the model makes of the prompts up to `max_length`. Padding is token 0, masked."""
     device = next(anatomy.embed.parameters()).device
     kept = [prompt.prompt_ids[:max_length] for prompt in prompts]

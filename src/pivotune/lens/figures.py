@@ -135,7 +135,7 @@ def similarity(report: Report, path_without_suffix: str | Path, pooling: str = "
 def projection(report: Report, path_without_suffix: str | Path, method: str = "pca") -> list[Path]:
     """A row for each model and a column for each layer: questions by language, joined to their translations."""
     shown = report.get("projection") or {}
-    models = [role for role in ("run", "against") if _projected(shown.get(role), method)]
+    models = [role for role in ("run", "baseline") if _projected(shown.get(role), method)]
     if not models:
         return []
     layers = sorted({int(layer) for role in models for layer in shown[role]["layers"]})

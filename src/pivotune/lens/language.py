@@ -1,7 +1,7 @@
 """Which language each layer is about to answer in, read by the logit lens.
 
     languages = measure_language(anatomy, tokenizer, read_examples("zh.jsonl"))
-    languages.masses["english"]             # one Estimate (mean and interval) per layer 1..L
+    languages.masses["english"]             # one Interval (mean and bounds) per layer 1..L
 
 At the last token of the target-language prompt, where the first answer token is predicted, the lens (final norm and
 output head on the residual stream; nostalgebraist 2020) gives every layer a distribution over the vocabulary. Its mass
@@ -31,9 +31,9 @@ from pivotune.anatomy import Anatomy
 from pivotune.data.collate import right_padded
 from pivotune.data.examples import ParallelExample
 from pivotune.errors import PivotuneError, check_number
-from pivotune.lens.estimates import Estimate, Tables
-from pivotune.lens.reading import PairStream, Reading, Side, lens_logits, run_measure
+from pivotune.lens.activations import Activations, PairActivations, PairStream, lens_logits, run_measure
 from pivotune.losses import LOGITS_PER_CHUNK
+from pivotune.uncertainty import Interval, Tables
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,14 +52,14 @@ class LanguageOfLayers:
     """What `measure_language` found.
 
     Attributes:
-        masses: by category, one Estimate per layer 1..L. The categories partition the vocabulary, so their means add up
+        masses: by category, one Interval per layer 1..L. The categories partition the vocabulary, so their means add up
             to 1: "english" and "target", tokens that begin that answer alone; each further language, likewise;
             "shared", tokens that begin several of the answers; "rest", all others.
         examples: how many examples were measured.
         skipped: how many were left out, by reason.
     """
 
-    masses: dict[str, list[Estimate]]
+    masses: dict[str, list[Interval]]
     examples: int
     skipped: dict[str, int]
 
@@ -87,7 +87,7 @@ def measure_language(
     final_norm: bool = True,
     logits_per_chunk: int = LOGITS_PER_CHUNK,
 ) -> LanguageOfLayers:
-    """The language of each layer, in one pass over the data, each batch read as `pivotune.lens.reading` does.
+    """The language of each layer, in one pass over the data, each batch read as `pivotune.lens.activations` does.
 
     Nothing is stored per example. The vocabulary's index takes one entry per token.
 
@@ -98,7 +98,7 @@ def measure_language(
             that are not English count as "target": pass one language at a time to tell them apart.
         others, after_blank, final_norm, logits_per_chunk: as in `LanguageMeasure`.
         style: of the prompt, see `pivotune.data.PromptEncoder`.
-        max_length, batch_size: as in `pivotune.lens.reading.PairStream`.
+        max_length, batch_size: as in `pivotune.lens.activations.PairStream`.
 
     Raises:
         PivotuneError: a wrong option, a slow tokenizer, no example to measure, or logits that are not finite.
@@ -241,7 +241,7 @@ class _Item:
 
 
 class LanguageMeasure:
-    """The language of each layer (a `pivotune.lens.reading.Measure`).
+    """The language of each layer (a `pivotune.lens.activations.Measure`).
 
     Its tables are the masses by category, "english", "target", each further language, "shared" and "rest": (N, L)
     each, adding up to 1. Examples without an answer on either side, and those with an answer that no token begins, are
@@ -280,17 +280,17 @@ class LanguageMeasure:
         self._categories: list[str] = []
         self.skipped: dict[str, int] = {}
 
-    def add(self, reading: Reading) -> Tables:
+    def add(self, activations: PairActivations) -> Tables:
         items = []
-        for row, example in enumerate(reading.examples):
-            item = self._item(example, row, reading.target)
+        for row, example in enumerate(activations.examples):
+            item = self._item(example, row, activations.target)
             if isinstance(item, str):
                 self.skipped[item] = self.skipped.get(item, 0) + 1
             else:
                 items.append(item)
         if not items:
             return {}
-        masses_LNC = self._masses(items, reading.target)
+        masses_LNC = self._masses(items, activations.target)
         return {name: masses_LNC[..., column].T for column, name in enumerate(self._categories)}
 
     def finish(self) -> Tables:
@@ -300,9 +300,9 @@ class LanguageMeasure:
         """{"skipped": ...}."""
         return {"skipped": dict(self.skipped)}
 
-    def _item(self, example: ParallelExample, row: int, target: Side) -> _Item | str:
+    def _item(self, example: ParallelExample, row: int, target: Activations) -> _Item | str:
         """The item, or why there is none."""
-        assert example.english is not None  # a reading has pairs only
+        assert example.english is not None  # of pairs only
         answers = {"english": example.english.answer, "target": example.text.answer} | self._further(example)
         if not all(answer.strip() for answer in answers.values()):
             return "without an answer"
@@ -333,7 +333,7 @@ class LanguageMeasure:
             )
         return {name: further[name] for name in sorted(further)}
 
-    def _masses(self, items: Sequence[_Item], target: Side) -> Tensor:
+    def _masses(self, items: Sequence[_Item], target: Activations) -> Tensor:
         """Probability mass per layer, example and category: (L, N, C) in float64, C the last being the rest."""
         row_N, position_N = torch.tensor([i.row for i in items]), torch.tensor([i.position for i in items])
         ids_NK, categories_NK = right_padded([i.ids for i in items], 0), right_padded([i.categories for i in items], 0)

@@ -22,10 +22,16 @@ Report = Mapping[str, Any]
 
 BLUE, VERMILION, GREEN, PINK, ORANGE, SKY = COLORS
 LINES: dict[str, dict[str, Any]] = {
-    "against": {"linestyle": (0, (4, 2)), "linewidth": 1.2, "marker": "o", "markersize": 2, "markerfacecolor": "white"},
+    "baseline": {
+        "linestyle": (0, (4, 2)),
+        "linewidth": 1.2,
+        "marker": "o",
+        "markersize": 2,
+        "markerfacecolor": "white",
+    },
     "run": {"linestyle": "-", "linewidth": 1.6, "marker": "o", "markersize": 2.5},
 }
-BANDS = {"against": 0.12, "run": 0.22}
+BANDS = {"baseline": 0.12, "run": 0.22}
 MARKERS = "os^Dv<>P*X"
 LONGEST_NAME = 40
 
@@ -144,12 +150,12 @@ def finished(
     """Title and legend, and the two files. `looks`: label, colour and, perhaps, line style of each curve."""
     from matplotlib.patches import Patch
 
-    compared = bool(report.get("against"))
+    compared = bool(report.get("baseline"))
     handles: list[Any] = [Patch(color=color, label=label) for label, color in bars]
     for label, color, *style in looks:
         handles.append(line(label, color, linestyle=style[0] if style else "-", linewidth=1 if style else 2.5))
     if compared and not bars:
-        handles += [line(name(report, role), "black", **LINES[role]) for role in ("run", "against")]
+        handles += [line(name(report, role), "black", **LINES[role]) for role in ("run", "baseline")]
     if not bars:
         handles.append(Patch(color=GREY, alpha=0.3, linewidth=0, label="95 % interval"))
     if marked and (named := marks(report)):

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from pivotune.anatomy import Anatomy
 from pivotune.errors import PivotuneError, check_choice, check_number
-from pivotune.lens.estimates import Tables
-from pivotune.lens.reading import Reading
+from pivotune.lens.activations import PairActivations
+from pivotune.uncertainty import Tables
 
 MOST_PAIRS = 600
 """Of all languages together: beyond this a plot shows no more, and t-SNE takes minutes."""
@@ -50,22 +50,22 @@ class ProjectionMeasure:
         self._pooling, self._pairs, self._seed = pooling, pairs, seed
         self._kept: dict[str, list[Tensor]] = {}  # by language, (2, K, d) per pair
 
-    def add(self, reading: Reading) -> Tables:
+    def add(self, activations: PairActivations) -> Tables:
         """Keep what is still wanted of a batch, of one or several languages. There are no tables."""
         rows: list[int] = []
         room: dict[str, int] = {}
-        for row, example in enumerate(reading.examples):
+        for row, example in enumerate(activations.examples):
             left = room.setdefault(example.language, self._pairs - len(self._kept.get(example.language, ())))
             if left > 0:
                 rows.append(row)
                 room[example.language] -= 1
         if rows:
-            sides = (reading.target, reading.english)
+            sides = (activations.target, activations.english)
             vectors_2KNd = torch.stack(
                 [torch.stack([self._vectors(side, n, rows) for n in self._layers]) for side in sides]
             )
             for row, vectors_2Kd in zip(rows, vectors_2KNd.unbind(dim=2), strict=True):
-                self._kept.setdefault(reading.examples[row].language, []).append(vectors_2Kd.clone())
+                self._kept.setdefault(activations.examples[row].language, []).append(vectors_2Kd.clone())
         return {}
 
     def finish(self) -> Tables:

@@ -1,7 +1,7 @@
 """How alike a question and its English translation are inside the model, layer by layer.
 
     similarity = measure_similarity(anatomy, tokenizer, read_examples("zh.jsonl"))
-    similarity.poolings["mean"].mexa        # one Estimate (mean and interval) per layer 1..L
+    similarity.poolings["mean"].mexa        # one Interval (mean and bounds) per layer 1..L
 
 Each question becomes one vector per layer: the mean over its tokens, or its last token. On those vectors:
 
@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from pivotune.anatomy import Anatomy
 from pivotune.data import ParallelExample
 from pivotune.errors import PivotuneError, check_choice, check_number
-from pivotune.lens.estimates import Estimate, Tables
-from pivotune.lens.reading import PairStream, Reading, Side, run_measure
+from pivotune.lens.activations import Activations, PairActivations, PairStream, run_measure
+from pivotune.uncertainty import Interval, Tables
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,11 +61,11 @@ class PooledSimilarity:
             questions of a side have one and the same vector.
     """
 
-    parallel: list[Estimate]
-    non_parallel: list[Estimate]
-    retrieval_to_english: list[Estimate]
-    retrieval_from_english: list[Estimate]
-    mexa: list[Estimate]
+    parallel: list[Interval]
+    non_parallel: list[Interval]
+    retrieval_to_english: list[Interval]
+    retrieval_from_english: list[Interval]
+    mexa: list[Interval]
     cka: list[float | None]
 
 
@@ -102,7 +102,7 @@ def measure_similarity(
     device: torch.device | str = "cpu",
 ) -> Similarity:
     """Similarity of questions and their English translations at every layer, in one pass over the data, each batch read
-    as `pivotune.lens.reading` does. Memory, beside the passes themselves: see `SimilarityMeasure`.
+    as `pivotune.lens.activations` does. Memory, beside the passes themselves: see `SimilarityMeasure`.
 
     Args:
         anatomy: the model's parts. The model is put in evaluation mode for the time of the call.
@@ -111,7 +111,7 @@ def measure_similarity(
             order decides who is compared with whom: shuffle them.
         poolings, block, cka_layers, device: as in `SimilarityMeasure`.
         style: of the prompt, see `pivotune.data.PromptEncoder`.
-        max_length, batch_size: as in `pivotune.lens.reading.PairStream`.
+        max_length, batch_size: as in `pivotune.lens.activations.PairStream`.
 
     Raises:
         PivotuneError: a wrong option, fewer than two pairs, or states that are not finite.
@@ -134,7 +134,7 @@ def measure_similarity(
 
 
 class SimilarityMeasure:
-    """Similarity of questions and their English translations (a `pivotune.lens.reading.Measure`).
+    """Similarity of questions and their English translations (a `pivotune.lens.activations.Measure`).
 
     Its tables are named "<pooling>/<statistic>", the statistics being those of `PairStatistics`: (N, L), numbers for
     parallel and non_parallel, truth values for the rest. They are handed on when a block is full, and at the end. When
@@ -186,11 +186,11 @@ class SimilarityMeasure:
         self._blocks = {how: PairBlocks(anatomy.num_layers, anatomy.hidden_size, block, device) for how in poolings}
         self._pairs = 0
 
-    def add(self, reading: Reading) -> Tables:
-        self._pairs += len(reading.target.start)
+    def add(self, activations: PairActivations) -> Tables:
+        self._pairs += len(activations.target.start)
         tables: dict[str, Tensor] = {}
         for how, blocks in self._blocks.items():
-            x_LNd, y_LNd = self._pooled(reading.target, how), self._pooled(reading.english, how)
+            x_LNd, y_LNd = self._pooled(activations.target, how), self._pooled(activations.english, how)
             tables |= self._tables(how, blocks.add(x_LNd, y_LNd))
         return tables
 
@@ -213,7 +213,7 @@ class SimilarityMeasure:
             "cka_left_out": self._cka_left_out,
         }
 
-    def _pooled(self, side: Side, how: str) -> Tensor:
+    def _pooled(self, side: Activations, how: str) -> Tensor:
         """(L, N, d), on one device: layers may lie on several."""
         found: list[Tensor] = []
         for layer in sorted(side.hidden):

@@ -34,7 +34,7 @@ from pivotune.errors import PivotuneError
 from pivotune.taps import Injection, Tap
 
 if TYPE_CHECKING:
-    from pivotune.lens.reading import Measure
+    from pivotune.lens.activations import Measure
 
 Batch = dict[str, Tensor]
 

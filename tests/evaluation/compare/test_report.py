@@ -220,11 +220,11 @@ def test_training_is_shown_term_by_term(two: tuple[str, str], tmp_path: Path) ->
 
 def lens_report() -> dict[str, Any]:
     columns = {"mean": [2.0, 1.0], "low": [1.9, 0.9], "high": [2.1, 1.1]}
-    tables = {"target": {"run": columns, "against": None, "difference": None, "n": 9}}
-    summary = {"run": None, "against": None}
+    tables = {"target": {"run": columns, "baseline": None, "difference": None, "n": 9}}
+    summary = {"run": None, "baseline": None}
     return {
         "run": "better",
-        "against": None,
+        "baseline": None,
         "layers": {"conversion": 1, "thinking": 2, "count": 2},
         "languages": {"zh": {"examples": 9, "entropy": {"tables": tables, "summary": summary}}},
         "projection": None,

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from experiments import intervals
 from experiments.lab import bottleneck
-from experiments.lab.bottleneck import LINKS, link_of
+from experiments.lab.bottleneck import HOPS, hop_of
 from experiments.lab.rows import BASE, TFT
 from experiments.lab.tables import KINDS, kind_of
 from pivotune.anatomy import Anatomy
@@ -48,13 +47,13 @@ def test_the_whole_and_the_fact_are_the_questions_of_the_grids() -> None:
     for fact in bottleneck.facts(["zh"])["zh"][:50]:
         record = records[f"{fact.id}.zh"]
         for name, text in (("whole", record), ("fact", record["english"])):
-            prompt, right = link_of(name, fact, "zh")
+            prompt, right = hop_of(name, fact, "zh")
             assert (prompt, right) == (text["prompt"], text["completion"].strip())
 
 
 def test_links_differ_in_one_step() -> None:
     fact = next(fact for fact in World.build().heldout("zh") if fact.id == "FR.currency" or fact.relation == "currency")
-    asked = {name: link_of(name, fact, "zh") for name in LINKS}
+    asked = {name: hop_of(name, fact, "zh") for name in HOPS}
     own, english = fact.subject_names["zh"], fact.subject_names["en"]
     assert own in asked["foreign subject"][0] and asked["foreign subject"][0].startswith("Question:")
     assert english in asked["foreign frame"][0] and asked["foreign frame"][1] == fact.value_names["zh"]
@@ -76,7 +75,7 @@ def test_a_value_that_is_called_alike_needs_no_name() -> None:
 def test_patches_go_where_they_are_told(opened: tuple[Anatomy, Any]) -> None:
     anatomy, tokenizer = opened
     some = bottleneck.facts(["zh"])["zh"][:6]
-    own, english = ([link_of(name, fact, "zh")[0] for fact in some] for name in ("whole", "fact"))
+    own, english = ([hop_of(name, fact, "zh")[0] for fact in some] for name in ("whole", "fact"))
     seen, patched = bottleneck._seen, bottleneck._patched
     with torch.inference_mode():
         plain = bottleneck.answers(anatomy.lm, tokenizer, own)
@@ -95,13 +94,13 @@ def test_patches_go_where_they_are_told(opened: tuple[Anatomy, Any]) -> None:
 
 
 def test_what_is_carried_is_the_other_question_less_its_language(opened: tuple[Anatomy, Any]) -> None:
-    """By hand, one question at a time. With the own questions lent to themselves nothing changes."""
+    """By hand, one question at a time. With the target-language questions lent to themselves nothing changes."""
     anatomy, tokenizer = opened
     some = {"ar": [fact for fact in bottleneck._all_named()["ar"]][:7], "zh": bottleneck._all_named()["zh"][:5]}
     with torch.inference_mode():
         found = bottleneck.carried(anatomy, tokenizer, some)
         for language, asked in some.items():
-            own, english = ([link_of(name, fact, language)[0] for fact in asked] for name in ("whole", "fact"))
+            own, english = ([hop_of(name, fact, language)[0] for fact in asked] for name in ("whole", "fact"))
             assert found["nothing"][language] == bottleneck._patched(anatomy, tokenizer, own, {})
             if language == "zh":  # whose answers begin with a blank of its own
                 own = [f"{prompt} " for prompt in own]
@@ -159,13 +158,13 @@ def test_matrices_are_fitted_on_what_their_name_says(opened: tuple[Anatomy, Any]
 def test_results_that_lack_a_part_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = bottleneck.Subject(BASE, 0)
     key = bottleneck._lab().key(subject.cell(bottleneck._lab()))
-    for part in ("links", "reading", "patches", "carried"):
+    for part in ("hops", "reading", "patches", "carried"):
         monkeypatch.setattr(bottleneck, part, lambda *_, part=part: {part: {}})
     where = {"commit": "one"}
     bottleneck.measure(tmp_path, where, subject)
     bottleneck.measure(tmp_path, {"commit": "two"}, subject)
     assert json.loads((tmp_path / f"{key}.json").read_text())["commit"] == "one"
-    less = {"row": BASE.name, "links": {}, "commit": "one"}
+    less = {"row": BASE.name, "hops": {}, "commit": "one"}
     (tmp_path / f"{key}.json").write_text(json.dumps(less))
     bottleneck.measure(tmp_path, {"commit": "two"}, subject)
     found = json.loads((tmp_path / f"{key}.json").read_text())
@@ -176,7 +175,7 @@ def test_every_table_is_written(opened: tuple[Anatomy, Any], few: None) -> None:
     anatomy, tokenizer = opened
     with torch.inference_mode():
         one = {
-            "links": bottleneck.links(anatomy.lm, tokenizer),
+            "hops": bottleneck.hops(anatomy.lm, tokenizer),
             "reading": bottleneck.reading(anatomy, tokenizer),
             "patches": bottleneck.patches(anatomy, tokenizer),
             "carried": bottleneck.carried(anatomy, tokenizer, bottleneck._all_named()),
@@ -189,7 +188,7 @@ def test_every_table_is_written(opened: tuple[Anatomy, Any], few: None) -> None:
     one["matrices"] = {name: {"given": said, "r2": 0.5} for name in bottleneck.MATRICES}
     text = bottleneck.render({row: [one, one] for row in bottleneck.ASKED}, lab)
     # The base knows every fact in English, whatever comes after.
-    assert "| all in English: the fact itself " in text and "100.0 [100.0, 100.0]" in text
+    assert re.search(r"\| all in English: the fact itself +\| 100\.0 \[", text)
     assert all(row in text for row in (BASE.name, TFT.name, "everything up to layer 8", "thought, not said"))
     lines = {line.split("|")[1].strip(): line.split("|")[2:] for line in text.split("\n") if line.startswith("|")}
     assert float(lines["the English question"][0]) == 100.0
@@ -201,15 +200,6 @@ def test_kinds_of_answers() -> None:
     assert kind_of("two", ("zwei", "two"), {"zwei", "eins"}) == KINDS[1]
     assert kind_of("eins", ("zwei", "two"), {"zwei", "eins"}) == KINDS[2]
     assert kind_of("", ("zwei", "two"), {"zwei", "eins"}) == KINDS[3]
-
-
-def test_a_score_over_different_items_stays_a_score() -> None:
-    tables = [(list("abcdef"), np.ones((2, 6))), (list("ab"), np.ones((2, 2)))]
-    ones = [(names, np.ones((1, len(names)))) for names, _ in tables]
-    assert intervals.ratio(intervals.macro(tables)[1], intervals.macro(ones)[1][0]) == (1.0, 1.0, 1.0)
-    draw = np.random.default_rng(0)
-    same = (draw.random((3, 50)) < 0.4).astype(float)
-    assert intervals.ratio(same, np.ones(50)) == pytest.approx(intervals.interval(same))
 
 
 def test_the_wording_of_a_mixed_question() -> None:

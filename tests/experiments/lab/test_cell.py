@@ -16,9 +16,9 @@ from experiments.lab import cell as module
 from experiments.lab import grids, tasks
 from experiments.lab.cell import Cell, Lab, work
 from experiments.lab.cost import Cost, Size, affordable, cost, steps_of, total
-from experiments.lab.grids import Plan, chosen_rate, run_all
+from experiments.lab.grids import GridPlan, chosen_rate, run_all
 from experiments.lab.rows import ABLATIONS, HEADLINE, TFT, GridSetting, by_name
-from experiments.lab.tasks import Facts, Record
+from experiments.lab.tasks import FactsTask, Record
 from pivotune.errors import PivotuneError
 from pivotune.lab.base import base_path
 
@@ -28,11 +28,11 @@ def cell(setting: GridSetting, **changed: object) -> Cell:
     return Cell(setting, **(options | changed))  # type: ignore[arg-type]
 
 
-class FewFacts(Facts):
+class FewFacts(FactsTask):
     """The lab's facts, but few of them."""
 
     name = "few facts"
-    languages = Facts.languages[:2]
+    languages = FactsTask.languages[:2]
 
     def examples(self, split: str, language: str) -> Iterator[Record]:
         for number, record in enumerate(super().examples(split, language)):
@@ -232,7 +232,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch, opened: Lab) -> list[str]:
 
 
 def test_a_grid_goes_on_where_it_stopped(opened: Lab, at_once: list[str], tmp_path: Path) -> None:
-    plan = Plan.of([cell(TFT, seed=seed) for seed in range(4)], opened, tmp_path)
+    plan = GridPlan.of([cell(TFT, seed=seed) for seed in range(4)], opened, tmp_path)
     assert run_all(plan, 1, limit=2) == {} and at_once == ["TFT 0", "TFT 1"]
     # What an interruption leaves: a file that is not whole, and a folder of work.
     keys = list(plan.cells)
@@ -244,7 +244,7 @@ def test_a_grid_goes_on_where_it_stopped(opened: Lab, at_once: list[str], tmp_pa
 
 
 def test_a_failed_cell_stops_no_other(opened: Lab, at_once: list[str], tmp_path: Path, capsys: Any) -> None:
-    plan = Plan.of([cell(by_name("CC"), seed=seed) for seed in range(3)], opened, tmp_path)
+    plan = GridPlan.of([cell(by_name("CC"), seed=seed) for seed in range(3)], opened, tmp_path)
     (failed,) = run_all(plan, 1)
     assert run_all(plan, 1, limit=0) == {}
     assert at_once == ["CC 0", "CC 2"] and list(plan.open()) == [failed]

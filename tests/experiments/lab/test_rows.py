@@ -19,7 +19,7 @@ from experiments.lab.rows import (
     layer_pairs,
     reference_of,
 )
-from experiments.lab.tasks import TASKS, TRAINING_PER_SKILL, Skills, Task, shuffled, training_records
+from experiments.lab.tasks import TASKS, TRAINING_PER_SKILL, SkillsTask, Task, shuffled, training_records
 from pivotune.anatomy import Anatomy
 from pivotune.lab.base import load_base
 from pivotune.lab.trial import item, run_config
@@ -107,8 +107,8 @@ def test_an_item_has_one_name_in_all_languages(task: Task) -> None:
 
 
 def test_few_questions_teach_the_skills() -> None:
-    task = Skills()
-    assert TASKS[task.name] is Skills
+    task = SkillsTask()
+    assert TASKS[task.name] is SkillsTask
     for language in task.languages:
         records = list(task.examples("training", language))
         assert len(records) == 3 * TRAINING_PER_SKILL

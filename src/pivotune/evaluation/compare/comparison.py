@@ -20,7 +20,7 @@ from pivotune.evaluation.compare.entries import CellName, Entry, Member, grouped
 from pivotune.evaluation.compare.remarks import notes, warnings
 from pivotune.evaluation.page import Change
 from pivotune.evaluation.results import ItemResult
-from pivotune.evaluation.statistics import ALPHA, FLIPS, Interval, Score, difference, holm, paired_test, score
+from pivotune.uncertainty import ALPHA, FLIPS, Interval, Score, block, difference, holm, paired_test, score
 
 
 @dataclass
@@ -228,14 +228,10 @@ class Comparison:
             )
         blocks = []
         for group in grouped(cells, "benchmark").values():
-            ids = list(dict.fromkeys(one for cell in group for one in self.tables[cell].ids))
-            column = {one: k for k, one in enumerate(ids)}
-            block = np.full((len(seeds), len(group), len(ids)), np.nan)
-            for c, cell in enumerate(group):
-                tables = self.tables[cell]
-                rows = [tables.seeds[name].index(seed) for seed in seeds]
-                block[:, c, [column[one] for one in tables.ids]] = tables.of[name][rows, 0]
-            blocks.append(block)
+            tables = [self.tables[cell] for cell in group]
+            rows = [[one.seeds[name].index(seed) for seed in seeds] for one in tables]
+            scored = [(one.ids, one.of[name][of_seeds, 0]) for one, of_seeds in zip(tables, rows, strict=True)]
+            blocks.append(block(scored))
         return blocks
 
     def _compared(self, blocks: Mapping[str, list[np.ndarray]], flips: int) -> dict[str, Found]:

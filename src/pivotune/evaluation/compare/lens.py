@@ -31,7 +31,7 @@ def lens_sections(comparison: Comparison, plots: Path) -> list[Section]:
 def _lens_part(path: Path, name: str, plots: Path) -> Fold:
     """The text of `pivotune lens` and its plots, drawn again where they are missing or older than the numbers."""
     from pivotune.lens.figures import draw
-    from pivotune.lens.inspect import text
+    from pivotune.lens.report import text
 
     report = read_json(path)
     try:

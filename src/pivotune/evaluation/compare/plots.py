@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pivotune.evaluation.compare.comparison import Comparison, Found
 from pivotune.evaluation.labels import benchmark_title, metric_name
-from pivotune.evaluation.statistics import Interval, Score
 from pivotune.plotting import COLORS, GREY, LEFT_TO_RIGHT, language_name, new_figure, save
+from pivotune.uncertainty import Interval, Score
 
 Curves = Mapping[str, Sequence[tuple[float, float]]]
 """By term, (step, value) at each logging step."""

@@ -14,17 +14,17 @@ from pivotune.evaluation.compare.plots import score_plots
 from pivotune.evaluation.compare.training import training_sections
 from pivotune.evaluation.labels import benchmark_title, metric_name, percent, signed
 from pivotune.evaluation.page import (
-    Cell,
     Figures,
     Fold,
     Heading,
     Page,
+    Paragraph,
     Part,
     Points,
     Preformatted,
     Section,
     Table,
-    Text,
+    TableCell,
 )
 from pivotune.evaluation.published import published_tables, source
 
@@ -50,9 +50,11 @@ def make_page(comparison: Comparison, folder: Path, title: str) -> Page:
     ]
     lead: list[Part] = []
     if comparison.others:
-        lead.append(Text(f"Differences are from {comparison.baseline.name}. Scores in percent, with 95 % intervals."))
+        lead.append(
+            Paragraph(f"Differences are from {comparison.baseline.name}. Scores in percent, with 95 % intervals.")
+        )
     else:
-        lead.append(Text("Scores in percent, with 95 % intervals."))
+        lead.append(Paragraph("Scores in percent, with 95 % intervals."))
     if comparison.warnings:
         lead.append(Points(comparison.warnings, important=True))
     if comparison.notes:
@@ -65,14 +67,14 @@ def without_pictures(page: Page) -> Page:
     shown = []
     for section in page.sections:
         parts = [part for part in section.parts if not isinstance(part, Figures | Fold | Preformatted)]
-        if any(isinstance(part, Table | Text | Points) for part in parts):
+        if any(isinstance(part, Table | Paragraph | Points) for part in parts):
             shown.append(Section(section.title, parts))
     return Page(page.title, page.lead, shown)
 
 
-def _cell(found: Found | None) -> Cell:
+def _cell(found: Found | None) -> TableCell:
     if found is None:
-        return Cell("–")
+        return TableCell("–")
     own = found.score
     small = f"[{percent(own.low)}, {percent(own.high)}]"
     if own.sd is not None:
@@ -80,10 +82,10 @@ def _cell(found: Found | None) -> Cell:
     delta = ""
     if (apart := found.difference) is not None:
         delta = f"{signed(apart.mean)} [{signed(apart.low)}, {signed(apart.high)}]"
-    return Cell(percent(own.mean), small, delta, found.change)
+    return TableCell(percent(own.mean), small, delta, found.change)
 
 
-def _row(comparison: Comparison, head: Cell, found: Mapping[str, Found]) -> list[Cell]:
+def _row(comparison: Comparison, head: TableCell, found: Mapping[str, Found]) -> list[TableCell]:
     return [head, *(_cell(found.get(entry.name)) for entry in comparison.entries)]
 
 
@@ -98,8 +100,8 @@ def _what(comparison: Comparison, protocol: str, benchmark: str) -> str:
     return f"{what}, %" + (f"; a guess scores {percent(chance)}" if chance else "")
 
 
-def _language(code: str, small: str = "") -> Cell:
-    return Cell(language=code, small=small)
+def _language(code: str, small: str = "") -> TableCell:
+    return TableCell(language=code, small=small)
 
 
 def _count(found: Mapping[str, Found]) -> str:
@@ -110,7 +112,7 @@ def _english_parts(comparison: Comparison) -> list[Part]:
     parts: list[Part] = []
     for protocol, results in comparison.results.items():
         rows = [
-            _row(comparison, Cell(cell.benchmark, _count(found)), found)
+            _row(comparison, TableCell(cell.benchmark, _count(found)), found)
             for cell, found in results.cells.items()
             if is_english(cell.language)
         ]
@@ -124,10 +126,10 @@ def _english_parts(comparison: Comparison) -> list[Part]:
         if is_english(cell.language) and one.change == "down" and one.difference
     ]
     if not parts:
-        return [Text("No English items were evaluated.")]
+        return [Paragraph("No English items were evaluated.")]
     if comparison.others:
         none = "No significant loss of English. An interval says how large a loss could have gone unseen."
-        parts.insert(0, Points(lost) if lost else Text(none))
+        parts.insert(0, Points(lost) if lost else Paragraph(none))
     return parts
 
 
@@ -144,7 +146,7 @@ def _protocol_sections(comparison: Comparison, plots: Path) -> list[Section]:
             if mean := results.benchmarks.get(benchmark):
                 averaged = [cell for cell in comparison.shared(protocol) if cell.benchmark == benchmark]
                 number = sum(not is_english(cell.language) for cell in averaged)
-                rows.append(_row(comparison, Cell("Mean", f"of {number}, without English"), mean))
+                rows.append(_row(comparison, TableCell("Mean", f"of {number}, without English"), mean))
             heads = _heads(comparison, "language")
             parts.append(Table(heads, rows, _what(comparison, protocol, benchmark)))
             found = {cell.language: results.cells[cell] for cell in cells}
@@ -158,7 +160,7 @@ def _averages(comparison: Comparison) -> list[Section]:
     for protocol, results in comparison.results.items():
         rows = [_row(comparison, _language(code), found) for code, found in results.languages.items()]
         if results.overall:
-            rows.append(_row(comparison, Cell("All", "without English"), results.overall))
+            rows.append(_row(comparison, TableCell("All", "without English"), results.overall))
         if rows:
             names = dict.fromkeys(cell.benchmark for cell in results.cells)
             caption = f"By {protocol}: each language's mean over those of {', '.join(names)} that it has, %"
@@ -169,7 +171,7 @@ def _averages(comparison: Comparison) -> list[Section]:
 def _published(comparison: Comparison) -> list[Section]:
     if comparison.preset is None:
         return []
-    parts: list[Part] = [Text(source(comparison.preset))]
+    parts: list[Part] = [Paragraph(source(comparison.preset))]
     for protocol, results in comparison.results.items():
         scores = {
             entry.name: {
@@ -188,7 +190,9 @@ def _adherence(comparison: Comparison) -> list[Section]:
     counts = comparison.adherence()
     if not counts:
         return []
-    parts: list[Part] = [Text("The share of generated answers in the language of the question, of those that tell.")]
+    parts: list[Part] = [
+        Paragraph("The share of generated answers in the language of the question, of those that tell.")
+    ]
     for benchmark, cells in grouped(counts, "benchmark").items():
         rows = []
         for cell in cells:
@@ -197,7 +201,9 @@ def _adherence(comparison: Comparison) -> list[Section]:
                 count = counts[cell].get(entry.name, Counter())
                 told = count[True] + count[False]
                 share = percent(count[True] / told) if told else "–"
-                row.append(Cell(share, f"{count[True]} yes, {count[False]} no, {count[None]} open" if count else ""))
+                row.append(
+                    TableCell(share, f"{count[True]} yes, {count[False]} no, {count[None]} open" if count else "")
+                )
             rows.append(row)
         parts += [Heading(benchmark), Table(_heads(comparison, "language"), rows, "answers in the language, %")]
     return [Section("Answers in the asked language", parts)]

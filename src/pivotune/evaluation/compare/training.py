@@ -11,7 +11,7 @@ import numpy as np
 from pivotune.errors import PivotuneError
 from pivotune.evaluation.compare.comparison import Comparison
 from pivotune.evaluation.compare.plots import Curves, term_plots
-from pivotune.evaluation.page import Cell, Figures, Part, Section, Table
+from pivotune.evaluation.page import Figures, Part, Section, Table, TableCell
 from pivotune.files import read_json
 
 Log = Sequence[Mapping[str, Any]]
@@ -70,26 +70,26 @@ def _curves(log: Log) -> Curves:
     return found
 
 
-def _cost(name: str, logs: Sequence[Log]) -> list[Cell]:
+def _cost(name: str, logs: Sequence[Log]) -> list[TableCell]:
     """The name, and the means over seeds of steps, time and speed."""
     seconds = [sum(one.get("train_runtime") or 0.0 for one in log) for log in logs]
     steps = [max((one.get("step") or 0 for one in log), default=0) for log in logs]
     speed = [one["train_samples_per_second"] for log in logs for one in log if one.get("train_samples_per_second")]
     return [
-        Cell(name, f"mean of {len(logs)} seeds" if len(logs) > 1 else ""),
-        Cell(f"{np.mean(steps):,.0f}"),
-        Cell(_duration(float(np.mean(seconds)))),
-        Cell(f"{np.mean(speed):.1f}" if speed else "–"),
+        TableCell(name, f"mean of {len(logs)} seeds" if len(logs) > 1 else ""),
+        TableCell(f"{np.mean(steps):,.0f}"),
+        TableCell(_duration(float(np.mean(seconds)))),
+        TableCell(f"{np.mean(speed):.1f}" if speed else "–"),
     ]
 
 
-def _first_and_last(term: str, curves: Sequence[Curves]) -> Cell:
+def _first_and_last(term: str, curves: Sequence[Curves]) -> TableCell:
     """Means over seeds."""
     having = [one[term] for one in curves if term in one]
     if not having:
-        return Cell("–")
+        return TableCell("–")
     first, last = (np.mean([curve[k][1] for curve in having]) for k in (0, -1))
-    return Cell(f"{first:.3g} → {last:.3g}")
+    return TableCell(f"{first:.3g} → {last:.3g}")
 
 
 def _duration(seconds: float) -> str:

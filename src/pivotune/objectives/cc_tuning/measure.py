@@ -15,12 +15,12 @@ from torch import Tensor
 
 from pivotune.errors import PivotuneError
 from pivotune.lens import panels
-from pivotune.lens.estimates import Tables
+from pivotune.lens.activations import PairActivations
 from pivotune.lens.panels import BLUE, GREEN, ORANGE
-from pivotune.lens.reading import Reading
 from pivotune.objectives.cc_tuning.connection import LinearConnection
 from pivotune.objectives.cc_tuning.transform_matrix import RunningR2
 from pivotune.plotting import GREY
+from pivotune.uncertainty import Tables
 
 
 class ConnectionMeasure:
@@ -49,16 +49,16 @@ class ConnectionMeasure:
         self._together_LL = torch.zeros(L, L, dtype=torch.long)  # pairs by pick: from English, from the matrix
 
     @torch.no_grad()
-    def add(self, reading: Reading) -> Tables:
+    def add(self, activations: PairActivations) -> Tables:
         """As `Measure.add`.
 
         Raises:
-            PivotuneError: the reading was made without `feed_forward=True`.
+            PivotuneError: the activations were read without `feed_forward=True`.
         """
-        english_NLd, own_NLd = reading.english.feed_forward, reading.target.feed_forward
+        english_NLd, own_NLd = activations.english.feed_forward, activations.target.feed_forward
         if english_NLd is None or own_NLd is None:
             raise PivotuneError("calibration: the connection reads feed-forward outputs; call read(feed_forward=True).")
-        last_N = reading.target.input_ids.gather(1, reading.target.last[:, None])[:, 0]
+        last_N = activations.target.input_ids.gather(1, activations.target.last[:, None])[:, 0]
         self._copied.add(own_NLd.transpose(0, 1), english_NLd.transpose(0, 1))
         by_english_N = self.connection.shares(english_NLd, last_N).argmax(dim=-1).cpu()
         tables = {"picks_english": self._one_hot(by_english_N)}

@@ -18,12 +18,12 @@ from torch import Tensor
 from pivotune.anatomy import Anatomy
 from pivotune.errors import check_choice, check_flags
 from pivotune.lens import panels
-from pivotune.lens.estimates import Tables
+from pivotune.lens.activations import Activations, Batch, PairActivations
 from pivotune.lens.panels import BLUE, VERMILION
-from pivotune.lens.reading import Batch, Reading, Side
 from pivotune.losses import IGNORE, LOGITS_PER_CHUNK, chunked_token_nats, cosine
 from pivotune.objectives.deep_supervision.continuation import continue_in_english, english_question
 from pivotune.taps import Tap
+from pivotune.uncertainty import Tables
 
 
 class SupervisionMeasure:
@@ -43,10 +43,11 @@ class SupervisionMeasure:
     within an example first, then examples, because examples are what an interval is taken over. And in a run with a
     connection too, the feature terms are those of the connected pass, while here no text is connected.
 
-    An example without an English answer has no row in `answer_nats`, which is absent where none of a reading has one.
+    An example without an English answer has no row in `answer_nats`, which is absent where no example of a batch has
+    one.
 
-    Costs two forward passes per reading beside its own, one per text, up to the last of the layers; memory is that of
-    one of them and of one chunk of logits.
+    Costs two forward passes per batch beside the batch's own, one per text, up to the last of the layers; memory is
+    that of one of them and of one chunk of logits.
 
     Args:
         anatomy: the model's parts; in evaluation mode (`pivotune.taps.evaluating`).
@@ -77,8 +78,8 @@ class SupervisionMeasure:
         self._pairs = self._skipped = 0
 
     @torch.no_grad()
-    def add(self, reading: Reading) -> Tables:
-        batch = reading.batch
+    def add(self, activations: PairActivations) -> Tables:
+        batch = activations.batch
         answer_PK = batch["english_answer_ids"]
         answered_P = (answer_PK != IGNORE).any(dim=1).cpu()
         self._pairs += len(answered_P)
@@ -86,7 +87,7 @@ class SupervisionMeasure:
         tables = {"question_nats": self._nats(batch, english_question(batch))}
         if answered_P.any():
             tables["answer_nats"] = self._nats(batch, answer_PK)[answered_P]
-        return tables | self._cosines(reading.target, reading.english)
+        return tables | self._cosines(activations.target, activations.english)
 
     def finish(self) -> Tables:
         return {}
@@ -116,7 +117,7 @@ class SupervisionMeasure:
             sums_P.index_add_(0, pair_n, nats_n.cpu().double())
         return sums_LP.T / (english_PK != IGNORE).sum(dim=1, keepdim=True).cpu()
 
-    def _cosines(self, target: Side, english: Side) -> dict[str, Tensor]:
+    def _cosines(self, target: Activations, english: Activations) -> dict[str, Tensor]:
         top_Pd = english.pooled(self.anatomy.num_layers, self.pooling)
         columns: dict[str, list[Tensor]] = {"question_cosine": [], "answer_cosine": []}
         for layer in self._layers:

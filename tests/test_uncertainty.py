@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pivotune.evaluation.statistics import (
+from pivotune.uncertainty import (
     contributions,
     crossed_test,
     difference,
@@ -116,7 +116,7 @@ def test_cells_count_the_same_whatever_their_number_of_items() -> None:
     found = score([shared, alone])
     assert found.mean == pytest.approx((0.5 + 0.25 + 0.9) / 3) and found.items == 20
     assert found.seeds == pytest.approx((found.mean,)) and found.low < found.mean < found.high
-    own, none = contributions([shared, alone], [np.zeros((1, 2, 6)), np.zeros((1, 10))])
+    own, none = contributions([shared, alone]), contributions([np.zeros((1, 2, 6)), np.zeros((1, 10))])
     assert own.shape == none.shape == (1, 16)
     assert own.mean() == pytest.approx(found.mean) and not none.any()
 

@@ -40,7 +40,7 @@ from pivotune.evaluation.engines import (
 )
 from pivotune.evaluation.metrics import contains_answer
 from pivotune.evaluation.results import ItemResult, Key, read_evaluation, read_items
-from pivotune.evaluation.summary import Cell, report, text
+from pivotune.evaluation.summary import Scored, report, text
 from pivotune.generation import generate_texts
 from pivotune.generation import load as load_model
 from pivotune.lab.base import base_path, load_base
@@ -57,8 +57,8 @@ from lm_eval.api.model import LM  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from pivotune.evaluation import evaluate as module  # noqa: E402
-from pivotune.evaluation.evaluate import choose, evaluate, measure, read_parts  # noqa: E402
+from pivotune.evaluation import runner as module  # noqa: E402
+from pivotune.evaluation.runner import choose, evaluate, measure, read_parts  # noqa: E402
 from tests.evaluation.test_likelihood import MATRIX, connectable, write_run  # noqa: E402
 
 RANKED = [name for name, one in BENCHMARKS.items() if one.protocol == "likelihood"]
@@ -159,7 +159,7 @@ def knows(item: Item, option: int) -> float:
 
 def cells_of(
     bench: Path, name: str, languages: Sequence[str], output: Path, reply: Reply, log_p: Callable[[Item, int], float]
-) -> list[Cell]:
+) -> list[Scored]:
     cells = []
     for language in languages:  # one by one: a prompt may occur in two languages
         parts = read_parts([(benchmark_of(name), language)], bench, 50, "none")
@@ -790,9 +790,9 @@ def test_what_is_chosen(caplog: pytest.LogCaptureFixture) -> None:
     assert "xstorycloze is not available in vi and left out there" in caplog.text
 
 
-def cell(name: str, language: str, scores: Sequence[float], **fields: Any) -> Cell:
+def cell(name: str, language: str, scores: Sequence[float], **fields: Any) -> Scored:
     results = tuple(ItemResult(id=str(n), score=score, **fields) for n, score in enumerate(scores))
-    return Cell(benchmark_of(name), language, results, chance=BENCHMARKS[name].chance or 0.0)
+    return Scored(benchmark_of(name), language, results, chance=BENCHMARKS[name].chance or 0.0)
 
 
 def test_empty_answers_are_counted() -> None:

@@ -1,8 +1,8 @@
 """`pivotune lens`: what a run makes of parallel questions, layer by layer, and what tuning changed.
 
-Every batch is read once by each model (`pivotune.lens.reading`), and every measure looks at that. With a second model
-the two are compared example by example, so that a difference has an interval of its own. Nothing is kept per example
-but what is drawn: memory does not grow with the data.
+Every batch passes once through each model (`pivotune.lens.activations`), and every measure looks at that. With a second
+model the two are compared example by example, so that a difference has an interval of its own. Nothing is kept per
+example but what is drawn: memory does not grow with the data.
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ from pivotune.data.prompts import STYLES
 from pivotune.data.sources import log_notes, stream_prompts
 from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
 from pivotune.files import check_output_files, make_folder, write_text
+from pivotune.lens.activations import Measure, PairActivations, PairStream, read
 from pivotune.lens.choice import Reservoir
 from pivotune.lens.entropy import EntropyMeasure
-from pivotune.lens.estimates import RunningDifference, RunningMean, Tables, as_columns
 from pivotune.lens.figures import draw, plots
 from pivotune.lens.language import BeginningIndex, LanguageMeasure, Others
 from pivotune.lens.projection import ProjectionMeasure
-from pivotune.lens.reading import Measure, PairStream, Reading, read
 from pivotune.lens.rule import paper_layers
 from pivotune.lens.similarity import SimilarityMeasure
 from pivotune.objectives import OBJECTIVES
@@ -45,6 +44,7 @@ from pivotune.plotting import language_name
 from pivotune.tables import table
 from pivotune.taps import evaluating
 from pivotune.tokens import within_context
+from pivotune.uncertainty import RunningDifference, RunningMean, Tables, as_columns
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def lens(
     run: str,
     *,
     data: str,
-    against: str | None = None,
+    baseline: str | None = None,
     languages: str | list[str] | None = None,
     columns: dict[str, str | None] | None = None,
     output: str | None = None,
@@ -79,7 +79,7 @@ def lens(
         run: a run folder, or any causal LM.
         data: parallel examples as in training that the run has not been trained on. Without answers (sentence pairs,
             say) only the measures of the questions are made.
-        against: the model to compare with, usually the run's base.
+        baseline: the model to compare with, usually the run's base.
         languages: which to read, separated by commas; all that have English counterparts by default.
         columns: other names of fields, as data.columns in training: {name in the file: name here}.
         output: folder for lens.json, lens.md and the plots; by default `lens` inside the run folder.
@@ -113,11 +113,11 @@ def lens(
     anatomy = anatomy_of(run)
     for layer in pair or ():
         anatomy.check_layer(layer, "layers")
-    if against is not None:
-        anatomy_of(against)
+    if baseline is not None:
+        anatomy_of(baseline)
     examples, count, others = _examples(data, wanted, columns, limit, seed)
     opened = load_run(run, chat_template_kwargs=chat_template_kwargs)
-    base = None if against is None else load_run(against, chat_template_kwargs=chat_template_kwargs)
+    base = None if baseline is None else load_run(baseline, chat_template_kwargs=chat_template_kwargs)
     report = inspect(
         opened,
         examples,
@@ -132,7 +132,7 @@ def lens(
         seed=seed,
         progress=count,
     )
-    report = {"run": Path(run).name, "against": against and Path(against).name, "data": data, **report}
+    report = {"run": Path(run).name, "baseline": baseline and Path(baseline).name, "data": data, **report}
     print(text(report))  # first: what was found is worth more than its files
     print(f"Written: {', '.join(map(str, write(report, folder)))}")
     return report
@@ -141,7 +141,7 @@ def lens(
 def inspect(
     run: Run,
     examples: Iterable[ParallelExample] | Examples,
-    against: Run | None = None,
+    baseline: Run | None = None,
     *,
     others: Others | None = None,
     measures: Iterable[str] = MEASURES,
@@ -158,7 +158,7 @@ def inspect(
     Args:
         run: from `pivotune.checkpoint.load_run`; or `Run(model, tokenizer)`.
         examples: in any number and order, read once; those without an English counterpart are left out and counted.
-        against: the model to compare with, of the same tokenizer and depth.
+        baseline: the model to compare with, of the same tokenizer and depth.
         others: the answers in further languages, see `pivotune.lens.language.Others`.
         measures: of `MEASURES`.
         layers: (i, j), where the calibration is marked and the projection made; the run's own where None.
@@ -178,8 +178,8 @@ def inspect(
     max_length = within_context(run.model, run.tokenizer, max_length)
     stream = PairStream(run.tokenizer, style, batch_size, max_length)
     models = [_Model.of("run", run, measures, block, others)]
-    if against is not None:
-        models.append(_Model.of("against", against, measures, block, others))
+    if baseline is not None:
+        models.append(_Model.of("baseline", baseline, measures, block, others))
         _check_comparable(*models)
     conversion, thinking = _chosen_layers(run, models[0].anatomy, layers)
     if "projection" in measures:
@@ -263,12 +263,12 @@ class _Comparison:
         self._differences: dict[tuple[str, str], RunningDifference] = {}
         self._new: dict[str, dict[str, Tables]] = {}
 
-    def add(self, model: _Model, reading: Reading) -> None:
-        self._new[model.role] = {name: measure.add(reading) for name, measure in self.measures[model.role].items()}
+    def add(self, model: _Model, activations: PairActivations) -> None:
+        self._new[model.role] = {name: measure.add(activations) for name, measure in self.measures[model.role].items()}
         if model.projection is not None:
-            model.projection.add(reading)
+            model.projection.add(activations)
         if model.role == "run":
-            self.examples += len(reading.examples)
+            self.examples += len(activations.examples)
 
     def compare(self) -> None:
         """Take in what `add` brought from each model."""
@@ -276,11 +276,11 @@ class _Comparison:
             for measure, tables in by_measure.items():
                 for name, rows in tables.items():
                     self._means.setdefault((measure, name, role), RunningMean()).add(rows)
-        run, against = self._new.get("run", {}), self._new.get("against", {})
-        for measure in run.keys() & against.keys():
-            for name in run[measure].keys() & against[measure].keys():
+        run, baseline = self._new.get("run", {}), self._new.get("baseline", {})
+        for measure in run.keys() & baseline.keys():
+            for name in run[measure].keys() & baseline[measure].keys():
                 difference = self._differences.setdefault((measure, name), RunningDifference())
-                difference.add_pair(run[measure][name], against[measure][name])
+                difference.add_pair(run[measure][name], baseline[measure][name])
         self._new = {}
 
     def result(self) -> dict[str, Any]:
@@ -297,14 +297,14 @@ class _Comparison:
             names = dict.fromkeys(name for kind, name, _ in self._means if kind == measure)
             found[measure] = {
                 "tables": {name: self._table(measure, name) for name in names},
-                "summary": {role: summary.get(role) for role in ("run", "against")},
+                "summary": {role: summary.get(role) for role in ("run", "baseline")},
             }
         if (after := found.get("language_after_blank")) and after["tables"] == found["language"]["tables"]:
             del found["language_after_blank"]  # no answer begins with a blank token
         return found
 
     def _table(self, measure: str, name: str) -> dict[str, Any]:
-        means = {role: self._means.get((measure, name, role)) for role in ("run", "against")}
+        means = {role: self._means.get((measure, name, role)) for role in ("run", "baseline")}
         columns: dict[str, Any] = {role: mean and as_columns(mean.estimates()) for role, mean in means.items()}
         difference = self._differences.get((measure, name))
         return columns | {
@@ -313,15 +313,15 @@ class _Comparison:
         }
 
 
-def _check_comparable(run: _Model, against: _Model) -> None:
-    if run.anatomy.num_layers != against.anatomy.num_layers:
+def _check_comparable(run: _Model, baseline: _Model) -> None:
+    if run.anatomy.num_layers != baseline.anatomy.num_layers:
         raise PivotuneError(
-            f"against: has {against.anatomy.num_layers} layers and the run {run.anatomy.num_layers}; layers are "
+            f"baseline: has {baseline.anatomy.num_layers} layers and the run {run.anatomy.num_layers}; layers are "
             "compared one by one. Give the model that the run was made from, or look at each alone."
         )
-    same_tokens = run.run.tokenizer.get_vocab() == against.run.tokenizer.get_vocab()
-    if not same_tokens or run.anatomy.vocab_size != against.anatomy.vocab_size:
-        raise PivotuneError("against: has another tokenizer than the run. Give the model that the run was made from.")
+    same_tokens = run.run.tokenizer.get_vocab() == baseline.run.tokenizer.get_vocab()
+    if not same_tokens or run.anatomy.vocab_size != baseline.anatomy.vocab_size:
+        raise PivotuneError("baseline: has another tokenizer than the run. Give the model that the run was made from.")
 
 
 def _chosen_layers(run: Run, anatomy: Anatomy, layers: tuple[int, int] | None) -> tuple[int, int]:
@@ -424,8 +424,8 @@ def text(report: Mapping[str, Any], *, markdown: bool = False) -> str:
     """The report as tables: a row per layer; with two models, before -> after, and * where the interval of the paired
     difference leaves out 0. Also the section of the run in a comparison's report."""
     lines = []
-    if report["against"]:
-        lines.append(f"{report['against']} -> {report['run']}; * the 95 % interval of the difference leaves out 0.")
+    if report["baseline"]:
+        lines.append(f"{report['baseline']} -> {report['run']}; * the 95 % interval of the difference leaves out 0.")
     if any("language_after_blank" in found for found in report["languages"].values()):
         lines.append("Languages whose answers begin with a blank token are read behind it, for English % and target %.")
     every: list[tuple[str, str, str, float]] = [*_COLUMNS]
@@ -458,11 +458,11 @@ def _tables(found: Mapping[str, Any], measure: str) -> Mapping[str, Any]:
 def _cell(columns: Mapping[str, Any], k: int, factor: float) -> str:
     digits = 1 if factor == 100 else 2
     after = f"{columns['run']['mean'][k] * factor:.{digits}f}"
-    if not columns["against"]:
+    if not columns["baseline"]:
         return after
     low, high = columns["difference"]["low"][k], columns["difference"]["high"][k]
     star = "*" if low is not None and (low > 0 or high < 0) else ""
-    return f"{columns['against']['mean'][k] * factor:.{digits}f} -> {after}{star}"
+    return f"{columns['baseline']['mean'][k] * factor:.{digits}f} -> {after}{star}"
 
 
 def files() -> list[str]:

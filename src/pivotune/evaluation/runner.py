@@ -54,7 +54,7 @@ from pivotune.evaluation.results import (
     read_evaluation,
     write_evaluation,
 )
-from pivotune.evaluation.summary import Cell, report, text
+from pivotune.evaluation.summary import Scored, report, text
 from pivotune.files import check_output_files, locked, read_json, write_text
 from pivotune.generation import connection_mode
 from pivotune.options import names_in
@@ -484,7 +484,7 @@ def measure(
     connection: str,
     *,
     progress: bool = True,
-) -> list[Cell]:
+) -> list[Scored]:
     """Answer what the folder has not got yet, and give the results of all parts.
 
     Args:
@@ -530,8 +530,8 @@ def measure(
         return [_cell(part, writer.done) for part, writer in zip(parts, writers, strict=True)]
 
 
-def _cell(part: Part, done: Mapping[str, ItemResult]) -> Cell:
-    return Cell(
+def _cell(part: Part, done: Mapping[str, ItemResult]) -> Scored:
+    return Scored(
         benchmark=part.benchmark,
         language=part.language,
         results=tuple(done[item.id] for item in part.items),

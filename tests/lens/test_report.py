@@ -19,7 +19,7 @@ from pivotune.data import ParallelExample, PromptEncoder, Text, read_prompts
 from pivotune.data.prompts import prompt_only
 from pivotune.errors import PivotuneError
 from pivotune.lens.entropy import question_entropies
-from pivotune.lens.inspect import files, inspect, lens
+from pivotune.lens.report import files, inspect, lens
 from pivotune.training import train
 from tests.runs import configuration, rows, write_base, write_rows
 
@@ -62,7 +62,7 @@ def test_one_report_for_each_language(report: dict[str, Any]) -> None:
         for measure in ("entropy", "language", "similarity", "deep_supervision"):
             for name, columns in found[measure]["tables"].items():
                 assert columns["n"] == 24, (measure, name)
-                for side in ("run", "against", "difference"):
+                for side in ("run", "baseline", "difference"):
                     assert len(columns[side]["mean"]) == LAYERS
     assert report["layers"] == {"conversion": 1, "thinking": 2, "count": LAYERS}  # the run's own
     json.dumps(report, allow_nan=False)
@@ -70,7 +70,7 @@ def test_one_report_for_each_language(report: dict[str, Any]) -> None:
 
 def test_entropy_is_that_of_the_questions(folder: Path, report: dict[str, Any]) -> None:
     pairs = [pair for pair in read_prompts(folder / "pairs.jsonl") if pair.language == "zh"]
-    for role, name in (("run", "deep"), ("against", "base")):
+    for role, name in (("run", "deep"), ("baseline", "base")):
         run = opened(folder, name)
         encoder = PromptEncoder(run.tokenizer)
         prompts = encoder.tokenize([encoder.render(prompt_only(pair), pair.where) for pair in pairs])
@@ -85,10 +85,10 @@ def test_differences_are_paired(report: dict[str, Any]) -> None:
         for measure in ("entropy", "language", "similarity", "deep_supervision"):
             for columns in found[measure]["tables"].values():
                 for k in range(LAYERS):
-                    run, against, difference = (columns[role] for role in ("run", "against", "difference"))
-                    assert difference["mean"][k] == pytest.approx(run["mean"][k] - against["mean"][k], abs=2e-6)
+                    run, baseline, difference = (columns[role] for role in ("run", "baseline", "difference"))
+                    assert difference["mean"][k] == pytest.approx(run["mean"][k] - baseline["mean"][k], abs=2e-6)
                     assert difference["low"][k] <= difference["mean"][k] <= difference["high"][k]
-                    apart = sum((one["high"][k] - one["low"][k]) ** 2 for one in (run, against)) ** 0.5
+                    apart = sum((one["high"][k] - one["low"][k]) ** 2 for one in (run, baseline)) ** 0.5
                     narrower += difference["high"][k] - difference["low"][k] < apart
     assert narrower > 0.8 * 2 * LAYERS * 16
 
@@ -154,16 +154,16 @@ def test_cc_tuning_shows_its_picks(folder: Path) -> None:
     found = inspect(opened(folder, "cc"), pairs, opened(folder, "base"))["languages"]["zh"]["cc_tuning"]
     assert sum(found["tables"]["picks_english"]["run"]["mean"]) == pytest.approx(1.0, abs=1e-5)
     assert 0.0 <= found["tables"]["agreement"]["run"]["mean"][0] <= 1.0
-    assert found["tables"]["agreement"]["against"] is None
+    assert found["tables"]["agreement"]["baseline"] is None
     assert len(found["summary"]["run"]["r2_per_layer"]) == LAYERS
 
 
 def test_the_command_writes_everything(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["lens", str(folder / "deep"), "--data", str(folder / "pairs.jsonl"), "--against", str(folder / "base")])
+    main(["lens", str(folder / "deep"), "--data", str(folder / "pairs.jsonl"), "--baseline", str(folder / "base")])
     shown = capsys.readouterr().out
     assert "base -> deep" in shown and "Chinese" in shown
     report = json.loads((folder / "deep" / "lens" / "lens.json").read_text(encoding="utf-8"))
-    assert report["run"] == "deep" and report["against"] == "base"
+    assert report["run"] == "deep" and report["baseline"] == "base"
     assert "vi" in report["languages"]["zh"]["language"]["tables"]  # answers of the same id
     page = (folder / "deep" / "lens" / "lens.md").read_text(encoding="utf-8")
     assert "| layer" in page
@@ -179,7 +179,7 @@ def test_files_that_are_there_are_replaced_only_when_asked(
     (tmp_path / "thesis.txt").write_text("mine")
     options: dict[str, Any] = dict(data=str(folder / "pairs.jsonl"), output=str(tmp_path), limit=2, measures="entropy")
     with monkeypatch.context() as patch, pytest.raises(PivotuneError, match=rf"^output: .*{name} already exists"):
-        patch.setattr("pivotune.lens.inspect.load_run", lambda *_: pytest.fail("the model is loaded"))
+        patch.setattr("pivotune.lens.report.load_run", lambda *_: pytest.fail("the model is loaded"))
         lens(str(folder / "base"), **options)
     assert {path.read_text() for path in tmp_path.iterdir()} == {"mine"}
     lens(str(folder / "base"), **options, overwrite=True)
@@ -270,11 +270,11 @@ def test_a_broken_line_is_found_before_the_model_runs(folder: Path, tmp_path: Pa
 def test_models_must_match(folder: Path, tmp_path: Path) -> None:
     pairs = read_prompts(folder / "pairs.jsonl")
     write_base(tmp_path / "deeper", layers=LAYERS + 1)
-    with pytest.raises(PivotuneError, match="against: has 5 layers and the run 4"):
+    with pytest.raises(PivotuneError, match="baseline: has 5 layers and the run 4"):
         inspect(opened(folder, "base"), pairs, load_run(tmp_path / "deeper"))
     other = opened(folder, "base")
     other.tokenizer.add_tokens(["<new>"])
-    with pytest.raises(PivotuneError, match="against: has another tokenizer"):
+    with pytest.raises(PivotuneError, match="baseline: has another tokenizer"):
         inspect(opened(folder, "base"), pairs, other)
 
 

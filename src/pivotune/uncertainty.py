@@ -1,37 +1,48 @@
-"""Scores, intervals and tests of benchmark results, for one run or several seeds of it.
+"""Uncertainty: scores, intervals and tests; of one run or several seeds of it, of means summed as the examples come.
 
-A score rests on a sample of items, and, where a run was trained with several seeds, on a sample of seeds too: both are
-drawn anew in the bootstrap. Intervals are percentile intervals of `scipy.stats.bootstrap`. Percentile and not BCa,
-because a mean over a hundred items and more is nearly symmetric, so that BCa corrects next to nothing, while its
-jackknife grows with the square of the items (14,042 in the largest benchmark) and its acceleration, taken from three
-seeds, is mostly noise. The one place where percentiles fail, scores that are all alike, is treated exactly
-(`interval`).
+**Scores of items** (benchmarks, tables of answers). A score rests on a sample of items, and, where a run was trained
+with several seeds, on a sample of seeds too: both are drawn anew in the bootstrap. Intervals are percentile intervals
+of `scipy.stats.bootstrap`. Percentile and not BCa, because a mean over a hundred items and more is nearly symmetric, so
+that BCa corrects next to nothing, while its jackknife grows with the square of the items (14,042 in the largest
+benchmark) and its acceleration, taken from three seeds, is mostly noise. The one place where percentiles fail, scores
+that are all alike, is treated exactly (`interval`).
 
 Shapes in names: S seeds, C cells (languages of one benchmark, asked the same items), F items. A *block* (S, C, F) holds
 items that are drawn together; NaN where a cell does not have an item. Blocks are drawn independently of each other:
 benchmarks, say. A table (S, F) is a block of one cell. The score of blocks is the mean over all their cells' means.
+
+**Running means** (`RunningMean`, `RunningDifference`): numbers per example come in tables (N examples, K numbers,
+usually one per layer). A table of truth values is read as shares, with Wilson's interval (Wilson 1927); any other as
+numbers, with Student's t interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from scipy import stats
+from scipy.special import ndtri, stdtrit
+from torch import Tensor
 
 RESAMPLES = 4_999
 FLIPS = 9_999
 SEED = 0
 ALPHA = 0.05
+_UPPER = 1 - ALPHA / 2
 _NUMBERS_AT_ONCE = 4_000_000
 
 Blocks = np.ndarray | Sequence[np.ndarray]
+Tables = Mapping[str, Tensor]
+"""By name, (N, K) numbers or truth values: what a measure says about the examples that it is done with."""
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % interval."""
+    """A mean and its 95 % interval; the bounds are NaN where a single example or seed says nothing of others."""
 
     mean: float
     low: float
@@ -76,6 +87,37 @@ class Test(NamedTuple):
     name: str
 
 
+# Blocks ---------------------------------------------------------------------------------------------------------------
+
+
+def block(cells: Sequence[tuple[Sequence[str], np.ndarray]]) -> np.ndarray:
+    """Several cells as a block (S, C, F).
+
+    Args:
+        cells: of each the names of its items, and their scores (S, F_cell) or, of one run, (F_cell,).
+    """
+    column = {name: k for k, name in enumerate(dict.fromkeys(name for names, _ in cells for name in names))}
+    tables = [np.atleast_2d(scores_SF) for _, scores_SF in cells]
+    out_SCF = np.full((len(tables[0]), len(cells), len(column)), np.nan)
+    for c, ((names, _), table_SF) in enumerate(zip(cells, tables, strict=True)):
+        out_SCF[:, c, [column[name] for name in names]] = table_SF
+    return out_SCF
+
+
+def contributions(blocks: Blocks) -> np.ndarray:
+    """As a table (S, all F) whose mean over items is the mean over all cells' means.
+
+    One column per item of a block, whatever the cells that ask it, so that a test takes an item in all of them at once.
+    """
+    blocks = _blocks(blocks)
+    cells, items = sum(block.shape[1] for block in blocks), sum(block.shape[2] for block in blocks)
+    parts = []
+    for block_SCF in blocks:
+        count_C = (~np.isnan(block_SCF[0])).sum(axis=1)
+        parts.append((np.nan_to_num(block_SCF) / count_C[:, None]).sum(axis=1))
+    return np.concatenate(parts, axis=1) * items / cells
+
+
 # Scores and differences ----------------------------------------------------------------------------------------------
 
 
@@ -115,6 +157,13 @@ def difference(blocks: Blocks, others: Blocks, *, resamples: int = RESAMPLES) ->
     return _percentiles(sides, (-1.0, 1.0), resamples)
 
 
+def over_seeds(values_S: Sequence[float]) -> Interval:
+    """Mean and 95 % t interval over seeds of a number that is no score of items."""
+    running = RunningMean()
+    running.add(torch.tensor(values_S, dtype=torch.float64)[:, None])
+    return running.estimates()[0]
+
+
 # Tests ---------------------------------------------------------------------------------------------------------------
 
 
@@ -127,10 +176,10 @@ def paired_test(blocks: Blocks, others: Blocks, *, flips: int = FLIPS) -> Test:
     """
     own, other = _blocks(blocks), _blocks(others)
     if max(len(own[0]), len(other[0])) > 1:
-        return Test(crossed_test(*contributions(own, other)), "crossed")
+        return Test(crossed_test(contributions(own), contributions(other)), "crossed")
     if len(own) == 1 and own[0].shape[1] == 1 and _binary(own[0]) and _binary(other[0]):
         return Test(mcnemar(own[0][0, 0], other[0][0, 0]), "mcnemar")
-    return Test(sign_flip(*contributions(own, other), flips=flips), "sign-flip")
+    return Test(sign_flip(contributions(own), contributions(other), flips=flips), "sign-flip")
 
 
 def mcnemar(right_F: np.ndarray, other_F: np.ndarray) -> float:
@@ -208,24 +257,98 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def contributions(blocks: Blocks, others: Blocks) -> tuple[np.ndarray, np.ndarray]:
-    """Both sides as tables (S, all F) whose mean over items is the mean over all cells' means.
+# Running means --------------------------------------------------------------------------------------------------------
 
-    One column per item of a block, whatever the cells that ask it, so that a test takes an item in all of them at once.
+
+class RunningMean:
+    """Streaming mean and variance over examples (Welford 1962; by batches, Chan et al. 1979), in float64.
+
+    Attributes:
+        count: examples so far.
     """
-    return _contributions(_blocks(blocks)), _contributions(_blocks(others))
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean = self._squares = torch.zeros((), dtype=torch.float64)
+        self._shares = True
+
+    def add(self, table_NK: Tensor) -> None:
+        """Take in N examples: (N, K), numbers or truth values."""
+        if not len(table_NK):
+            return
+        self._shares = self._shares and table_NK.dtype == torch.bool
+        table_NK = table_NK.detach().to("cpu", torch.float64)
+        added, mean_K = len(table_NK), table_NK.mean(dim=0)
+        shift_K, total = mean_K - self._mean, self.count + added
+        within_K, between_K = ((table_NK - mean_K) ** 2).sum(dim=0), shift_K**2 * (self.count * added / total)
+        self._squares = self._squares + within_K + between_K
+        self._mean = self._mean + shift_K * (added / total)
+        self.count = total
+
+    @property
+    def mean(self) -> Tensor:
+        """(K,)."""
+        return self._mean
+
+    def estimates(self) -> list[Interval]:
+        """One per column; none where no example came."""
+        if not self.count:
+            return []
+        low_K, high_K = self._wilson() if self._shares else self._student(self._mean, self._squares, self.count)
+        return [Interval(*values) for values in torch.stack([self._mean, low_K, high_K], dim=1).tolist()]
+
+    def _wilson(self) -> tuple[Tensor, Tensor]:
+        z2 = float(ndtri(_UPPER)) ** 2 / self.count
+        centre_K = (self._mean + z2 / 2) / (1 + z2)
+        half_K = (z2 * (self._mean * (1 - self._mean) + z2 / 4)).sqrt() / (1 + z2)
+        return centre_K - half_K, centre_K + half_K
+
+    @staticmethod
+    def _student(mean_K: Tensor, squares_K: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        if count < 2:
+            return torch.full_like(mean_K, math.nan), torch.full_like(mean_K, math.nan)
+        half_K = float(stdtrit(count - 1, _UPPER)) * (squares_K / (count - 1) / count).sqrt()
+        return mean_K - half_K, mean_K + half_K
+
+
+class RunningDifference(RunningMean):
+    """Of paired tables: what one model gives minus what the other gives, example by example.
+
+    For shares, the interval is that of Agresti and Min (2005): the normal one, after half an example is added to each
+    of the four outcomes (right in both, in one, in the other, in none). Without these, two models that agree throughout
+    would differ by exactly nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._of_shares = False
+
+    def add_pair(self, table_NK: Tensor, other_NK: Tensor) -> None:
+        """Take in N examples of both: (N, K) each, row by row the same examples."""
+        self._of_shares = table_NK.dtype == other_NK.dtype == torch.bool
+        self.add(table_NK.cpu().double() - other_NK.cpu().double())
+
+    def estimates(self) -> list[Interval]:
+        if not self.count or not self._of_shares:
+            return super().estimates()
+        # The four half examples: differences 1, -1, 0, 0. They widen the interval; the mean stays as measured.
+        count = self.count + 2
+        discordant_K = self._squares + self.count * self._mean**2 + 1.0
+        mean_K = self._mean * self.count / count
+        half_K = float(ndtri(_UPPER)) * ((discordant_K / count - mean_K**2) / count).sqrt()
+        low_K, high_K = mean_K - half_K, mean_K + half_K
+        return [Interval(*values) for values in torch.stack([self._mean, low_K, high_K], dim=1).tolist()]
+
+
+def as_columns(estimates: list[Interval]) -> dict[str, list[float | None]]:
+    """For JSON: {"mean": [...], "low": [...], "high": [...]}, one number per column; None for NaN."""
+    return {
+        name: [None if math.isnan(value) else round(value, 6) for value in (getattr(one, name) for one in estimates)]
+        for name in Interval._fields
+    }
 
 
 # Parts ---------------------------------------------------------------------------------------------------------------
-
-
-def _contributions(blocks: list[np.ndarray]) -> np.ndarray:
-    cells, items = sum(block.shape[1] for block in blocks), sum(block.shape[2] for block in blocks)
-    parts = []
-    for block_SCF in blocks:
-        count_C = (~np.isnan(block_SCF[0])).sum(axis=1)
-        parts.append((np.nan_to_num(block_SCF) / count_C[:, None]).sum(axis=1))
-    return np.concatenate(parts, axis=1) * items / cells
 
 
 def _blocks(blocks: Blocks) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ import torch
 from pivotune.anatomy import Anatomy
 from pivotune.data import ParallelExample, encode
 from pivotune.errors import PivotuneError
-from pivotune.lens.reading import PairStream, Reading, lens_logits, read, run_measure
+from pivotune.lens.activations import PairActivations, PairStream, lens_logits, read, run_measure
 from pivotune.taps import evaluating
 from tests.batches import collate
 from tests.data.tiny_tokenizers import tokenizer_of
@@ -107,7 +107,7 @@ def test_examples_and_readings_are_held_no_longer_than_needed(monkeypatch: pytes
                 setattr(self, name, getattr(one, name))
 
     class Watching:
-        def add(self, reading: Reading) -> dict[str, torch.Tensor]:
+        def add(self, reading: PairActivations) -> dict[str, torch.Tensor]:
             gc.collect()
             states.append(weakref.ref(reading.target.hidden[2]))
             assert sum(one() is not None for one in states) == 1

@@ -9,12 +9,12 @@ import pytest
 import torch
 from scipy import stats
 
-from pivotune.lens.estimates import Estimate, RunningDifference, RunningMean, as_columns
+from pivotune.uncertainty import Interval, RunningDifference, RunningMean, as_columns
 
 Z = 1.959963984540054
 
 
-def estimated(table: torch.Tensor, sizes: list[int] | None = None) -> list[Estimate]:
+def estimated(table: torch.Tensor, sizes: list[int] | None = None) -> list[Interval]:
     running = RunningMean()
     for part in table.split(sizes or [len(table)]):
         running.add(part)
@@ -22,7 +22,7 @@ def estimated(table: torch.Tensor, sizes: list[int] | None = None) -> list[Estim
     return running.estimates()
 
 
-def differing(table: torch.Tensor, other: torch.Tensor, sizes: list[int] | None = None) -> list[Estimate]:
+def differing(table: torch.Tensor, other: torch.Tensor, sizes: list[int] | None = None) -> list[Interval]:
     running = RunningDifference()
     for pair in zip(*(one.split(sizes or [len(one)]) for one in (table, other)), strict=True):
         running.add_pair(*pair)
@@ -110,7 +110,7 @@ def test_one_number_has_no_interval_and_nothing_no_estimate() -> None:
 
 
 def test_columns_for_json() -> None:
-    assert as_columns([Estimate(1.23456789, 0.0, math.nan)]) == {"mean": [1.234568], "low": [0.0], "high": [None]}
+    assert as_columns([Interval(1.23456789, 0.0, math.nan)]) == {"mean": [1.234568], "low": [0.0], "high": [None]}
     assert as_columns([]) == {"mean": [], "low": [], "high": []}
 
 

@@ -20,10 +20,10 @@ from pivotune.anatomy import Anatomy
 from pivotune.data import ParallelCollator, ParallelExample, PromptEncoder, Report
 from pivotune.data.tokenize import tokenize_stream
 from pivotune.errors import check_number
-from pivotune.lens.estimates import RunningMean, Tables
 from pivotune.losses import LOGITS_PER_CHUNK, pool_span
 from pivotune.taps import Tap, evaluating
 from pivotune.tokens import check_ids, rows_of
+from pivotune.uncertainty import RunningMean, Tables
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ Batch = dict[str, Tensor]
 
 
 @dataclass
-class Side:
+class Activations:
     """One language's half of a batch.
 
     Attributes:
@@ -66,7 +66,7 @@ class Side:
 
 
 @dataclass
-class Reading:
+class PairActivations:
     """A batch of N pairs and what the model made of it.
 
     Attributes:
@@ -77,26 +77,28 @@ class Reading:
 
     examples: Sequence[ParallelExample]
     batch: Batch
-    target: Side
-    english: Side
+    target: Activations
+    english: Activations
 
 
 class Measure(Protocol):
-    """What looks at readings, one language of one model at a time.
+    """What looks at the activations of pairs, one language of one model at a time.
 
     `add` and `finish` return tables of one row per example, in the order of the examples (those that the measure has to
     leave out, left out); a measure that compares examples with each other may hand rows on later than they came.
     `summary` holds what is no mean over examples.
     """
 
-    def add(self, reading: Reading) -> Tables: ...
+    def add(self, activations: PairActivations) -> Tables: ...
 
     def finish(self) -> Tables: ...
 
     def summary(self) -> dict[str, Any]: ...
 
 
-def read(anatomy: Anatomy, examples: Sequence[ParallelExample], batch: Batch, *, feed_forward: bool = False) -> Reading:
+def read(
+    anatomy: Anatomy, examples: Sequence[ParallelExample], batch: Batch, *, feed_forward: bool = False
+) -> PairActivations:
     """Run both sides of a batch through all layers.
 
     Args:
@@ -124,7 +126,7 @@ def read(anatomy: Anatomy, examples: Sequence[ParallelExample], batch: Batch, *,
         (batch["english_question_start"], batch["english_question_end"], mask.sum(dim=1) - 1),
         feed_forward=feed_forward,
     )
-    return Reading(examples, batch, target, english)
+    return PairActivations(examples, batch, target, english)
 
 
 def read_side(
@@ -134,14 +136,14 @@ def read_side(
     places: tuple[Tensor, Tensor, Tensor],
     *,
     feed_forward: bool = False,
-) -> Side:
-    """One pass over right-padded rows (N, T), on the model's device; `places` are start, end and last of `Side`."""
+) -> Activations:
+    """One pass over right-padded rows (N, T), on the model's device; `places`: start, end and last of `Activations`."""
     start, end, last = places
     layers = range(1, anatomy.num_layers + 1)
     with Tap(anatomy, hidden=layers, at=last if feed_forward else None) as tap:
         anatomy.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     lent = tap.states("feed_forward") if feed_forward else None
-    return Side(input_ids, attention_mask, tap.hidden, start, end, last, lent)
+    return Activations(input_ids, attention_mask, tap.hidden, start, end, last, lent)
 
 
 def lens_logits(

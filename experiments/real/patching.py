@@ -1,0 +1,157 @@
+"""Activation patching: what could the English question lend to the target-language one, at the best?
+
+Held-out answers are scored, each token given those before it, in four ways:
+
+* `alone`: after the target-language question;
+* `lent` at layer l: at the prompt's last token the stream behind the layer becomes that of the English question, less
+  the mean difference of the two languages (`x_en - mean_en + mean_target`, means over development pairs), so that only
+  what the question says is exchanged;
+* `shuffled` at layer l: the same with the English side of another question, the control;
+* `context`: after the English question and the target-language one, both in the prompt: what all layers and tokens
+  together could make of the English question.
+
+A method that works through one token of the prompt (CC-Tuning, the feature signal at the last token) cannot be expected
+to gain more than `lent` does over `alone`; `context` is what one that works through every token might.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.cells import environment
+from experiments.real import pairs
+from experiments.real.trial import CELLS, Trial, batch_nats, batches, examples, trained
+from pivotune import uncertainty
+from pivotune.anatomy import Anatomy
+from pivotune.checkpoint import Run, load_run
+from pivotune.data import ParallelExample
+from pivotune.files import write_text
+from pivotune.objectives.base import Batch
+from pivotune.plotting import language_name
+from pivotune.tables import table
+from pivotune.taps import Injection, Tap
+
+COUNT = 200
+"""Test examples: each is scored some fifteen times."""
+
+
+def path_of(trial: Trial) -> Path:
+    return CELLS / f"patching-{trial.path.name}"
+
+
+def run_patching(trial: Trial, work: Path, data: Path = pairs.DATA) -> dict[str, Any]:
+    """Patch the run of a trial, trained where it is not there yet; the result, which is also written."""
+    run = load_run(trained(trial, work, data))
+    asked = examples("test", trial.language, data, COUNT)
+    layers = range(2, Anatomy(run.model).num_layers, 3)
+    content = {
+        **dataclasses.asdict(trial),
+        **environment(),
+        "layers": list(layers),
+        "nats": patched(run, asked, examples("dev", trial.language, data), layers),
+    }
+    write_text(path_of(trial), json.dumps(content, separators=(",", ":")) + "\n")
+    return content
+
+
+@torch.no_grad()
+def patched(
+    run: Run, asked: Sequence[ParallelExample], others: Sequence[ParallelExample], layers: Iterable[int], size: int = 16
+) -> dict[str, dict[str, list[float]]]:
+    """Nats of each answer: of its first token, and of all of them; the number of its tokens.
+
+    Args:
+        others: what the means of the languages are taken over.
+        layers: where to patch, each by itself.
+
+    Returns:
+        By the way it was scored: "alone", "context", "lent N" and "shuffled N".
+    """
+    anatomy = Anatomy(run.model)
+    sums, count = torch.zeros(()), 0
+    for _, batch in batches(run, others, size):
+        sums = sums + torch.stack([states.double().sum(dim=0) for states in _states(anatomy, batch)])
+        count += len(batch["input_ids"])
+    of_target_Ld, of_english_Ld = sums / count
+    scores: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    for chosen, batch in batches(run, asked, size):
+        scores["alone"].update(zip(chosen, batch_nats(anatomy, batch), strict=True))
+        english_BLd = _states(anatomy, batch)[1]
+        moved_BLd = (english_BLd - of_english_Ld + of_target_Ld).to(english_BLd.dtype)
+        last_B1 = batch["prompt_length"][:, None] - 1
+        for layer in layers:
+            moved_Bd = moved_BLd[:, layer - 1]
+            for name, vectors_Bd in (("lent", moved_Bd), ("shuffled", moved_Bd.roll(1, 0))):
+                with Tap(anatomy, injections=[Injection(layer, vectors_Bd, last_B1, replace=True)]):
+                    scores[f"{name} {layer}"].update(zip(chosen, batch_nats(anatomy, batch), strict=True))
+    for chosen, batch in batches(run, [_with_english(one) for one in asked], size):
+        scores["context"].update(zip(chosen, batch_nats(anatomy, batch), strict=True))
+    return {name: _numbers([of[number] for number in range(len(asked))]) for name, of in scores.items()}
+
+
+def _states(anatomy: Anatomy, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The streams at the last token of the prompts, target-language and English: (B, L, d) each."""
+    target = _last_states(anatomy, batch["input_ids"], batch["attention_mask"], batch["prompt_length"] - 1)
+    mask = batch["english_attention_mask"]
+    return target, _last_states(anatomy, batch["english_input_ids"], mask, mask.sum(dim=1) - 1)
+
+
+def _last_states(anatomy: Anatomy, input_ids: Tensor, attention_mask: Tensor, last_B: Tensor) -> Tensor:
+    with Tap(anatomy, at=last_B, sites=["hidden"]) as tap:
+        anatomy.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return tap.states("hidden")
+
+
+def _with_english(example: ParallelExample) -> ParallelExample:
+    assert example.english is not None
+    both = f"{example.english.instruction}\n{example.text.instruction}"
+    return dataclasses.replace(example, text=dataclasses.replace(example.text, instruction=both))
+
+
+def _numbers(answers: Sequence[Tensor]) -> dict[str, list[float]]:
+    return {
+        "first": [round(one[0].item(), 4) for one in answers],
+        "nats": [round(one.sum().item(), 4) for one in answers],
+        "tokens": [len(one) for one in answers],
+    }
+
+
+def report(found: Sequence[dict[str, Any]]) -> str:
+    """Differences from `alone` in nats, with 95 % intervals over examples; less is better."""
+    parts = []
+    for one in found:
+        nats = {name: {key: np.array(value, float) for key, value in of.items()} for name, of in one["nats"].items()}
+        tokens = nats["alone"]["tokens"].mean()
+
+        def apart(name: str, of: Callable[[dict[str, np.ndarray]], np.ndarray], nats: Any = nats) -> str:
+            low_mean_high = uncertainty.difference(of(nats[name])[None], of(nats["alone"])[None])
+            mean, low, high = (f"{value:+.3f}" for value in low_mean_high)
+            return f"{mean} [{low}, {high}]"
+
+        def first(of: dict[str, np.ndarray]) -> np.ndarray:
+            return of["first"]
+
+        def each(of: dict[str, np.ndarray], tokens: float = tokens) -> np.ndarray:
+            return of["nats"] / tokens  # so that the mean over examples is the mean over tokens
+
+        alone = nats["alone"]
+        rows = [["both questions in the prompt", apart("context", each), apart("context", first), "", ""]]
+        for layer in one["layers"]:
+            names = (f"lent {layer}", f"shuffled {layer}")
+            rows.append([f"behind layer {layer}", *(apart(name, of) for name in names for of in (each, first))])
+        heads = ["", "its own English", "first token", "another question's", "first token"]
+        parts.append(
+            f"{one['model']}, {one['setting']}, {language_name(one['language'])}: alone "
+            f"{each(alone).mean():.3f} nats per token, {alone['first'].mean():.3f} the first one.\n\n"
+            + table(heads, rows, markdown=True)
+        )
+    return "\n\n".join(parts)
