@@ -2,7 +2,7 @@
 
     config.json, model.safetensors, ...       or adapter_config.json, adapter_model.safetensors
     tokenizer.json, ...
-    pivotune.safetensors                      the objectives' own tensors, by objective: NAME.tensor
+    pivotune.tensors                          the objectives' own tensors, by objective: NAME.tensor
     pivotune.json                             objectives and options, base model, versions, results; written LAST: it is
                                               the mark of a complete folder
 
@@ -62,14 +62,36 @@ from pivotune.provenance import base_digest, versions
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
-INFO, TENSORS, ADAPTER_CONFIG = "pivotune.json", "pivotune.safetensors", "adapter_config.json"
+FORMAT = 3
+INFO, TENSORS, ADAPTER_CONFIG = "pivotune.json", "pivotune.tensors", "adapter_config.json"
+"""The tensors are in the safetensors format. The name is another: loaders take every *.safetensors for weights of the
+model, and refuse what they do not know."""
 UNFINISHED = "pivotune.unfinished"
 """Lies in a folder that is being written, or trained into."""
 SAVING = "pivotune.saving"
 """The folder inside a run folder that holds a result until all of it is written."""
 
-CONNECTION_IS_OFF = "pivotune.THE_CONNECTION_IS_OFF.load_this_folder_with_pivotune_to_turn_it_on"
+CONNECTION_IS_OFF = "pivotune_THE_CONNECTION_IS_OFF_open_this_folder_with_pivotune_to_turn_it_on_token_id"
+"""In the configuration of a connected run. Whoever opens the folder without Pivotune is told of it: transformers warns
+of a key of this ending that is no token, PEFT of any key that it does not know. Loaders that are strict about weights
+find nothing to refuse."""
+
+
+@contextmanager
+def _without_the_mark() -> Iterator[None]:
+    """Within this context the mark of a connected run is not spoken of: Pivotune itself opens it, and connects it."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return CONNECTION_IS_OFF not in record.getMessage()
+
+    library = logging.getLogger("transformers.configuration_utils")
+    library.addFilter(is_other)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=f".*{CONNECTION_IS_OFF}")
+            yield
+    finally:
+        library.removeFilter(is_other)
 
 
 # Writing -------------------------------------------------------------------------------------------------------------
@@ -123,21 +145,25 @@ def write_model(
         weights = {
             name.removeprefix("model."): value for name, value in state_dict.items() if name.startswith("model.")
         }
-    if connected and not adapter:
-        weights = dict(model.state_dict() if weights is None else weights)
-        weights[CONNECTION_IS_OFF] = torch.zeros(1)
     tokens.settle(model)
     model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
     if adapter:  # PEFT leaves it to the base, which does not know what these answers end with
         unwrap(model).generation_config.save_pretrained(folder)
-    if connected and adapter:
-        config = read_json(folder / ADAPTER_CONFIG)
-        config[CONNECTION_IS_OFF] = True
-        write_json(folder / ADAPTER_CONFIG, config)
+    _say_whether_connected(folder / (ADAPTER_CONFIG if adapter else "config.json"), connected)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     if own := _own_tensors(method, state_dict):
         save_file({name: value.detach().cpu().contiguous() for name, value in own.items()}, folder / TENSORS)
+
+
+def _say_whether_connected(path: Path, connected: bool) -> None:
+    """The mark of a connected run in its configuration; or none, also where the base had one."""
+    config = read_json(path)
+    if connected:
+        config[CONNECTION_IS_OFF] = -1
+    elif config.pop(CONNECTION_IS_OFF, None) is None:
+        return
+    write_json(path, config)
 
 
 def mark_complete(folder: str | Path, info: dict[str, Any]) -> None:
@@ -350,7 +376,7 @@ class Run:
         model: the causal LM, in evaluation mode; a PeftModel where the run trained adapters.
         tokenizer: of the run.
         info: the content of `pivotune.json`; empty for a model that is no run.
-        tensors: of `pivotune.safetensors`.
+        tensors: of `pivotune.tensors`.
     """
 
     model: Any
@@ -393,6 +419,7 @@ def _of(name: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
     return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
+@_without_the_mark()
 def load_run(
     path: str | Path,
     *,
@@ -431,7 +458,6 @@ def load_run(
         except PivotuneError as error:
             raise PivotuneError(f"{path}: the base model that its {INFO} names (base_model): {error}") from error
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=f".*{CONNECTION_IS_OFF}")
             warnings.filterwarnings("error", message=".*missing adapter keys")
             try:
                 model = PeftModel.from_pretrained(base, str(path))
@@ -561,8 +587,8 @@ def read_info_file(path: str | Path) -> dict[str, Any]:
         raise PivotuneError(f"{path}: was written by Pivotune {made}, and this is {pivotune.__version__}. Upgrade.")
     if info["format"] < FORMAT:
         raise PivotuneError(
-            f"{path}: was written by an earlier version of Pivotune, which had methods instead of objectives. Train "
-            "the run again, or open it with that version."
+            f"{path}: was written by an earlier version of Pivotune, whose runs had other files. Train the run again, "
+            "or open it with that version."
         )
     if not isinstance(info.get("tensors"), list):
         raise wrong(f"tensors is {info.get('tensors')!r}, not a list")
@@ -699,6 +725,7 @@ def _load_tensors(folder: str | Path, names: Iterable[str]) -> dict[str, Tensor]
 # Opening models and tokenizers -------------------------------------------------------------------------------------
 
 
+@_without_the_mark()
 def open_config(path: str | Path, revision: str | None = None) -> PretrainedConfig:
     """The configuration of a model that can be opened as a causal language model; its weights are not touched.
 
@@ -748,6 +775,7 @@ def open_skeleton(path: str | Path, revision: str | None = None, **options: Any)
         raise PivotuneError(f"{path}: cannot be opened as a causal language model: {reason(error)}.") from error
 
 
+@_without_the_mark()
 def open_model(path: str | Path, revision: str | None = None, **options: Any) -> Any:
     """`AutoModelForCausalLM.from_pretrained`, for GGUF files too, and with errors of one line.
 
@@ -780,6 +808,7 @@ def open_model(path: str | Path, revision: str | None = None, **options: Any) ->
     return model
 
 
+@_without_the_mark()
 def open_tokenizer(path: str | Path, revision: str | None = None) -> Any:
     """`AutoTokenizer.from_pretrained`, for GGUF files too, and with errors of one line."""
     check_files(path)
@@ -897,16 +926,13 @@ def check_generation(path: str | Path, revision: str | None = None) -> None:
 
 
 def _own_weights(kind: Any, folder: str | Path, **options: Any) -> nn.Module:
-    """`from_pretrained` without its report of the tensor that says that the connection is off."""
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
+    """`from_pretrained` of a run, which has all of its weights and no others."""
     try:
-        model, report = kind.from_pretrained(folder, output_loading_info=True, **options)
+        with _without_the_mark():
+            model, report = kind.from_pretrained(folder, output_loading_info=True, **options)
     except Exception as error:  # whatever a damaged file makes of it
         raise PivotuneError(f"{folder}: cannot be opened: {reason(error)}.") from error
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-    wrong = {*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]} - {CONNECTION_IS_OFF}
+    wrong = {*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]}
     if wrong:
         raise PivotuneError(f"{folder}: its weights do not fit its config.json: {', '.join(map(str, sorted(wrong)))}.")
     return model
