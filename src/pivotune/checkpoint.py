@@ -48,7 +48,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.utils.import_utils import is_gguf_available
 
 import pivotune
-from pivotune import tokens
+from pivotune import card, tokens
 from pivotune.anatomy import TEXT_PARTS, Anatomy, text_part, unwrap
 from pivotune.connection import Together
 from pivotune.data.prompts import fix_template_kwargs
@@ -169,7 +169,7 @@ def _say_whether_connected(path: Path, connected: bool) -> None:
 def mark_complete(folder: str | Path, info: dict[str, Any]) -> None:
     """Write the model card and, when all other files are on the disk, `pivotune.json`."""
     folder = Path(folder)
-    write_text(folder / "README.md", _card(info))
+    write_text(folder / "README.md", card.of_run(info, INFO))
     for path in folder.rglob("*"):  # some file systems report a full disk only now
         if path.is_file():
             with path.open("r+b") as file:
@@ -344,25 +344,6 @@ def _begin(folder: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(without_nan(content), indent=2, ensure_ascii=False, default=as_json) + "\n")
-
-
-def _card(info: dict[str, Any]) -> str:
-    base = info.get("base_model")
-    head = ["---", "library_name: " + ("peft" if info.get("adapter") else "transformers")]
-    head += [f"base_model: {base}"] * (base is not None) + ["tags: [pivotune]", "---", ""]
-    trained = [OBJECTIVES[name] for name in info["objectives"]]
-    lines = [f"# {' and '.join(one.title for one in trained) or 'Plain fine-tuning'}, by Pivotune", ""]
-    if any(one.connects for one in trained):
-        lines += [
-            "**Opened with plain transformers or PEFT, the cross-lingual connection of this model is OFF**: it "
-            "answers, but not the way it was trained to. With Pivotune the connection is on:",
-        ]
-    else:
-        lines += ["An ordinary model folder: `AutoModelForCausalLM.from_pretrained` opens it. Or, with Pivotune:"]
-    lines += ["", "    pivotune generate THIS_FOLDER 'a question'", "", f"Options and versions: `{INFO}`.", ""]
-    if citations := [one.citation for one in trained if one.citation]:
-        lines += ["## Citation", "", "```bibtex", "\n\n".join(citations), "```", ""]
-    return "\n".join(head + lines)
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
