@@ -76,6 +76,16 @@ CONNECTION_IS_OFF = "pivotune_THE_CONNECTION_IS_OFF_open_this_folder_with_pivotu
 of a key of this ending that is no token, PEFT of any key that it does not know. Loaders that are strict about weights
 find nothing to refuse."""
 
+CUSTOM_GENERATE = "custom_generate/generate.py"
+GENERATE = '''"""generate() with the cross-lingual connection of this model, where Pivotune is installed and the code is trusted."""
+
+
+def generate(*args, model, **kwargs):
+    from pivotune.serving import connected_generate
+
+    return connected_generate(*args, model=model, **kwargs)
+'''
+
 
 @contextmanager
 def _without_the_mark() -> Iterator[None]:
@@ -149,21 +159,25 @@ def write_model(
     model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
     if adapter:  # PEFT leaves it to the base, which does not know what these answers end with
         unwrap(model).generation_config.save_pretrained(folder)
-    _say_whether_connected(folder / (ADAPTER_CONFIG if adapter else "config.json"), connected)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    if own := _own_tensors(method, state_dict):
-        save_file({name: value.detach().cpu().contiguous() for name, value in own.items()}, folder / TENSORS)
+    write_own(folder, _own_tensors(method, state_dict), connected=connected, adapter=adapter)
 
 
-def _say_whether_connected(path: Path, connected: bool) -> None:
-    """The mark of a connected run in its configuration; or none, also where the base had one."""
+def write_own(folder: Path, tensors: Mapping[str, Tensor], *, connected: bool, adapter: bool) -> None:
+    """What a run has beside its model: the objectives' tensors, and of a connected one its mark and its generate()."""
+    if tensors:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / TENSORS)
+    if connected and not adapter:  # of an adapter transformers would look for it in the base's folder
+        (folder / CUSTOM_GENERATE).parent.mkdir(exist_ok=True)
+        write_text(folder / CUSTOM_GENERATE, GENERATE)
+    path = folder / (ADAPTER_CONFIG if adapter else "config.json")
     config = read_json(path)
+    marked = CONNECTION_IS_OFF in config  # where the base was connected
     if connected:
-        config[CONNECTION_IS_OFF] = -1
-    elif config.pop(CONNECTION_IS_OFF, None) is None:
-        return
-    write_json(path, config)
+        write_json(path, config | {CONNECTION_IS_OFF: -1})
+    elif marked:
+        write_json(path, {name: value for name, value in config.items() if name != CONNECTION_IS_OFF})
 
 
 def mark_complete(folder: str | Path, info: dict[str, Any]) -> None:
@@ -210,6 +224,7 @@ def written_at_once(folder: str | Path) -> Iterator[Path]:
             folder.rmdir()
         raise
     _begin(folder)
+    shutil.rmtree((folder / CUSTOM_GENERATE).parent, ignore_errors=True)  # of an earlier run
     for path in sorted(temporary.iterdir(), key=lambda path: path.name == INFO):
         os.replace(path, folder / path.name)
     (folder / UNFINISHED).unlink()
@@ -450,7 +465,7 @@ def load_run(
     else:
         model = _own_weights(AutoModelForCausalLM, path, dtype=dtype, **options)
     if info.get("tensors"):
-        tensors = _load_tensors(path, info["tensors"])
+        tensors = load_tensors(path, info["tensors"])
     check_finite(str(path), [*model.named_parameters(), *tensors.items()])
     model.pivotune_prompt_style = info.get("prompt_style", "auto")
     fix_template_kwargs(tokenizer, chat_template_kwargs)
@@ -674,7 +689,7 @@ def restore(method: Method, folder: str | Path) -> None:
         model.load_state_dict(weights)
     own = {name.removeprefix("objectives."): value for name, value in method.own_tensors().items()}
     if own:
-        saved = _load_tensors(folder, own)
+        saved = load_tensors(folder, own)
         _check_fit(folder, {name: saved[name] for name in own}, own)
         with torch.no_grad():
             for name, value in own.items():
@@ -692,7 +707,7 @@ def _check_fit(folder: str | Path, saved: Mapping[str, Tensor], own: Mapping[str
             )
 
 
-def _load_tensors(folder: str | Path, names: Iterable[str]) -> dict[str, Tensor]:
+def load_tensors(folder: str | Path, names: Iterable[str]) -> dict[str, Tensor]:
     """The method's own tensors of a run, of which these may not be missing."""
     try:
         tensors = load_file(Path(folder) / TENSORS)

@@ -7,6 +7,7 @@ mark. What is left needs transformers alone, or vLLM, llama.cpp's converter, and
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +22,10 @@ from pivotune.checkpoint import (
     check_space,
     connection_modes,
     load_run,
+    mark_complete,
     read_info,
     repair_generation,
+    write_own,
     written_at_once,
 )
 from pivotune.errors import PivotuneError, check_choice
@@ -41,6 +44,7 @@ def export(
     output: str,
     dtype: Dtype = "auto",
     max_shard_size: str = "5GB",
+    connection: bool = False,
     push: str | None = None,
     private: bool = True,
 ) -> Path:
@@ -51,6 +55,8 @@ def export(
         output: a new or empty folder.
         dtype: of the weights; auto keeps that of the run. An adapter is merged in float32, then rounded.
         max_shard_size: of a file of weights.
+        connection: keep the run's connection. The result is then a run folder of Pivotune whose weights are in full:
+            plain programs open it without the connection, and with it where they trust its code.
         push: also upload it to the hub under this name, USER/NAME; `hf auth login` first.
         private: whether a repository that is new on the hub is private.
 
@@ -69,6 +75,8 @@ def export(
         raise PivotuneError(f"output: {folder} is there already, and not empty. Name a new folder.")
     for source in filter(None, (run, info.get("base_model"))):
         check_apart("output", folder, source)
+    if connection and connection_modes(info) == ("none",):
+        raise PivotuneError(f"connection: {run} was not trained with a connection. Leave the option out.")
     hub = None if push is None else _hub(push)
 
     opened = load_run(run, dtype=torch.float32 if info.get("adapter") else "auto", device="cpu")
@@ -78,11 +86,6 @@ def export(
     model = model.to(getattr(torch, info["dtype"] if dtype == "auto" else dtype))
     vars(model).pop("pivotune_prompt_style", None)
     vars(model.config).pop(CONNECTION_IS_OFF, None)
-    connected = connection_modes(info) != ("none",)
-    if connected:
-        print("The connection is left out: the exported model answers as the run does with --connection none.")
-    how = f"{card.NO_CONNECTION}\n\n" if connected else ""
-    how += "`AutoModelForCausalLM.from_pretrained` opens it, and so does `vllm serve`."
     with written_at_once(folder) as temporary:
         check_space(folder, sum(value.numel() * value.element_size() for value in model.parameters()))
         tokens.settle(model)
@@ -92,12 +95,25 @@ def export(
         except ValueError as error:
             raise PivotuneError(f"max_shard_size: got {max_shard_size!r}; give a size such as 5GB.") from error
         opened.tokenizer.save_pretrained(temporary)
-        results = card.results_in(Path(run) / FOLDER, "none")
-        write_text(temporary / "README.md", card.card(info, how, results=results))
+        if connection:
+            kept = {name: value for name, value in info.items() if name not in ("lora", "base_digest")}
+            kept |= {"adapter": False, "dtype": str(model.dtype).removeprefix("torch.")}
+            write_own(temporary, opened.tensors, connected=True, adapter=False)
+            mark_complete(temporary, kept)
+        else:
+            write_text(temporary / "README.md", _card(run, info))
     print(f"The model is in {folder}.")
     if hub is not None:
         _push(hub, folder, str(push), private)
     return folder
+
+
+def _card(run: str, info: Mapping[str, Any]) -> str:
+    how = "`AutoModelForCausalLM.from_pretrained` opens it, and so does `vllm serve`."
+    if connection_modes(info) != ("none",):
+        print("The connection is left out: the exported model answers as the run does with --connection none.")
+        how = f"{card.NO_CONNECTION}\n\n{how}"
+    return card.card(info, how, results=card.results_in(Path(run) / FOLDER, "none"))
 
 
 def _hub(name: str) -> HfApi:
