@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,7 @@ from pivotune.checkpoint import CUSTOM_GENERATE, load_run
 from pivotune.errors import PivotuneError
 from pivotune.export import export
 from pivotune.training import train
-from tests.runs import configuration, rows, write_base, write_rows
+from tests.runs import WORDS, configuration, rows, write_base, write_rows
 
 PROMPTS = torch.tensor([[1, 7, 30, 12, 99, 4], [1, 9, 31, 90, 12, 4]])
 OPTIONS = {"max_new_tokens": 6, "do_sample": False}
@@ -84,3 +89,51 @@ def test_trained_on_from_a_connected_run(run: Path, data: Path, tmp_path: Path) 
     assert not (again / "custom_generate").exists()
     _, report = AutoModelForCausalLM.from_pretrained(again, output_loading_info=True)
     assert not any(report.values()) and "pivotune" not in (again / "config.json").read_text().lower()
+
+
+@pytest.mark.slow
+def test_over_http(run: Path, tmp_path: Path) -> None:
+    """`transformers serve`, asked as any client of OpenAI's API asks, whole and streamed."""
+    openai = pytest.importorskip("openai")
+    pytest.importorskip("fastapi")
+    model, tokenizer = load(run)
+
+    def answer(prompt: str, connection: str) -> str:
+        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        ids = model.generate(**inputs, connection=connection, **OPTIONS)
+        return str(tokenizer.decode(ids[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))
+
+    prompts = ("".join(WORDS[: 1 + number]) for number in range(len(WORDS)))
+    prompt = next(one for one in prompts if answer(one, "matrix") != answer(one, "none"))
+    want = answer(prompt, "matrix")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(run), "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--trust-remote-code", "--device", "cpu"]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    with open(tmp_path / "log", "w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+        wait_for(client, server, tmp_path / "log")
+        asked = {"model": str(run), "prompt": prompt, "max_tokens": 6, "temperature": 0.0}
+        whole = client.completions.create(**asked).choices[0].text
+        streamed = "".join(part.choices[0].text for part in client.completions.create(**asked, stream=True))
+    finally:
+        server.terminate()
+        server.wait(30)
+    assert whole == want
+    assert streamed and want.startswith(streamed)  # half a character at the end is not streamed
+
+
+def wait_for(client: Any, server: subprocess.Popen[bytes], log: Path) -> None:
+    """Until the server answers."""
+    for _ in range(400):
+        assert server.poll() is None, log.read_text()
+        try:
+            client.get("/../health", cast_to=object)
+            return
+        except Exception:  # not yet
+            time.sleep(0.25)
+    raise AssertionError(log.read_text())

@@ -77,7 +77,7 @@ of a key of this ending that is no token, PEFT of any key that it does not know.
 find nothing to refuse."""
 
 CUSTOM_GENERATE = "custom_generate/generate.py"
-GENERATE = '''"""generate() with the cross-lingual connection of this model, where Pivotune is installed and the code is trusted."""
+GENERATE = '''"""generate() with the cross-lingual connection of this model. Needs Pivotune, and its code trusted."""
 
 
 def generate(*args, model, **kwargs):
