@@ -2,10 +2,10 @@
 
     python -m experiments.results    # write RESULTS.md and its plot from the pages again
 
-An experiment records each of its sections on a page. RESULTS.md is `experiments/summary.md`, and a section of README.md
-`experiments/readme.md`, with their references filled in: {{SECTION > WHERE > ROW > COLUMN}} is a cell of a table,
-{{SECTION > WHERE > WORDS}} what follows in a sentence that begins with these words; WHERE is part of a line above. So no
-number of them is typed.
+An experiment records each of its sections on a page. RESULTS.md is `experiments/summary.md`, and a section of
+README.md `experiments/readme.md`, with their references filled in: {{SECTION > WHERE > ROW > COLUMN}} is a cell of a
+table, {{SECTION > WHERE > WORDS}} what follows in a sentence that begins with these words; WHERE is part of a line
+above. So no number of them is typed.
 """
 
 from __future__ import annotations
