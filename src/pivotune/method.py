@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pivotune.anatomy import Anatomy
+from pivotune.compat import no_split_modules
 from pivotune.errors import PivotuneError
 from pivotune.losses import IGNORE, chunked_cross_entropy
 from pivotune.objectives import OBJECTIVES, objective_of
@@ -158,7 +159,7 @@ class Method(nn.Module):
 
     @property
     def _no_split_modules(self) -> Any:  # FSDP wraps these
-        return self.anatomy.lm._no_split_modules
+        return no_split_modules(self.anatomy.lm)
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         self.anatomy.lm.gradient_checkpointing_enable(**options)
