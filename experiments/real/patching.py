@@ -31,9 +31,9 @@ from experiments.real import pairs
 from experiments.real.trial import CELLS, Trial, batch_nats, batches, examples, trained
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import Run, load_run
-from pivotune.data import ParallelExample
+from pivotune.data import Batch, ParallelExample
+from pivotune.data.collate import last_token
 from pivotune.files import write_text
-from pivotune.objectives.base import Batch
 from pivotune.taps import Injection, Tap
 
 COUNT = 200
@@ -101,7 +101,7 @@ def _states(anatomy: Anatomy, batch: Batch) -> tuple[Tensor, Tensor]:
     """The streams at the last token of the prompts, target-language and English: (B, L, d) each."""
     target = _last_states(anatomy, batch["input_ids"], batch["attention_mask"], batch["prompt_length"] - 1)
     mask = batch["english_attention_mask"]
-    return target, _last_states(anatomy, batch["english_input_ids"], mask, mask.sum(dim=1) - 1)
+    return target, _last_states(anatomy, batch["english_input_ids"], mask, last_token(mask))
 
 
 def _last_states(anatomy: Anatomy, input_ids: Tensor, attention_mask: Tensor, last_B: Tensor) -> Tensor:

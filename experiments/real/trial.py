@@ -27,12 +27,11 @@ from experiments.real.settings import SETTINGS
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import INFO, Run, load_run, open_tokenizer
 from pivotune.config import DataConfig, ModelConfig, RunConfig, TrainingOptions
-from pivotune.data import ParallelCollator, ParallelExample, tokenize_examples
+from pivotune.data import Batch, ParallelCollator, ParallelExample, tokenize_examples
 from pivotune.files import write_text
 from pivotune.lab.workers import Report, counting
 from pivotune.lens.report import inspect
 from pivotune.losses import IGNORE, chunked_token_nats
-from pivotune.objectives.base import Batch
 from pivotune.training import train
 
 CELLS = Path(__file__).with_name("cells")

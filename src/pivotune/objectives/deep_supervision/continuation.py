@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pivotune.data import Batch
 from pivotune.losses import IGNORE
-from pivotune.objectives.base import Batch, pair_rows
+from pivotune.objectives.base import pair_rows
 
 
 class Continuation(NamedTuple):

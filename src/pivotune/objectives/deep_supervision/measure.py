@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from pivotune.anatomy import Anatomy
+from pivotune.data import Batch
 from pivotune.errors import check_choice, check_flags
 from pivotune.lens import panels
-from pivotune.lens.activations import Activations, Batch, PairActivations
+from pivotune.lens.activations import Activations, PairActivations
 from pivotune.lens.panels import BLUE, VERMILION
 from pivotune.losses import IGNORE, LOGITS_PER_CHUNK, chunked_token_nats, cosine
 from pivotune.objectives.deep_supervision.continuation import continue_in_english, english_question
