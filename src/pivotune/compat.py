@@ -4,13 +4,15 @@
 override or call stays with them, and is listed all the same. `tests/test_compat.py` tests each name, and fails where a
 private name of another library stands in a file that the table does not allow it in.
 
-Modules that override call `check(__name__)` when they are imported: a method that the library does not call any more
-would be passed over without a word. A public name that has moved needs no such care: its import fails and says so.
+Modules that override call `check` with their own name when they are imported: a method that the library does not call
+any more would be passed over without a word. A public name that has moved needs no such care: its import fails and says
+so.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +26,8 @@ from types import ModuleType
 from typing import Any, Literal
 
 from pivotune.errors import PivotuneError
+
+logger = logging.getLogger(__name__)
 
 How = Literal["overridden", "called", "read", "set"]
 
@@ -245,7 +249,7 @@ PRIVATE = (
         "pivotune.evaluation.likelihood",
         "leave English tasks unconnected",
         "HFLM.generate_until: what calls generate()",
-        ("context", "max_length", "stop", "generation_kwargs"),
+        ("context", "max_length", "stop"),
     ),
     Private(
         _HFLM,
@@ -274,7 +278,7 @@ PROVIDED = {"_no_split_modules": "pivotune.method"}
 
 @cache
 def moved(name: Private) -> str | None:
-    """What differs in the installed release from what we lean on, as a clause; None where all is as it was."""
+    """What the installed release lacks of what we lean on, as a clause; None where all is there."""
     try:
         owner = pkgutil.resolve_name(name.owner)
     except (ImportError, AttributeError):
@@ -283,23 +287,34 @@ def moved(name: Private) -> str | None:
         return None
     if not hasattr(owner, name.name):
         return f"{name.owner} has no {name.name}"
-    if name.how not in ("overridden", "called"):
-        return None
-    theirs = dict(inspect.signature(getattr(owner, name.name)).parameters)
-    theirs.pop("self", None)
-    takes_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in theirs.values())
-    if name.how == "overridden" and (new := [one for one in theirs if one not in name.arguments]):
-        return f"{name} takes another argument, {', '.join(new)}"
-    if gone := [one for one in name.arguments if one not in theirs and not takes_any]:
+    theirs = _arguments(name)
+    if "**" not in theirs and (gone := [one for one in name.arguments if one not in theirs]):
         return f"{name} takes no argument {', '.join(gone)}"
     return None
 
 
+def grown(name: Private) -> str | None:
+    """What an overridden method takes in the installed release, and ours does not; None where that is nothing."""
+    new = [one for one in _arguments(name) if one not in (*name.arguments, "**")] if name.how == "overridden" else []
+    return f"{name} takes another argument, {', '.join(new)}" if new else None
+
+
+def _arguments(name: Private) -> list[str]:
+    """Those of the installed release, ** for any name."""
+    if name.how not in ("overridden", "called"):
+        return []
+    parameters = inspect.signature(getattr(pkgutil.resolve_name(name.owner), name.name)).parameters.values()
+    return ["**" if one.kind is one.VAR_KEYWORD else one.name for one in parameters if one.name != "self"]
+
+
 def check(module: str) -> None:
-    """Raise a PivotuneError where the installed releases lack a private name that this module of ours leans on."""
+    """Raise a PivotuneError where the installed releases lack a private name that this module of ours leans on; warn
+    where a method that it overrides takes more."""
     for name in PRIVATE:
         if name.where == module:
             _check(name)
+            if problem := grown(name):
+                logger.warning("%s", _error(name, problem))
 
 
 def _check(name: Private) -> None:
