@@ -35,7 +35,7 @@ def test_no_number_of_the_summary_is_typed() -> None:
     and tests, layers, weights, steps and bases."""
     text = re.sub(r"{{.*?}}", "", results.TEMPLATE.read_text("utf-8"), flags=re.DOTALL)
     text = re.sub(r"^\d+\. ", "", text, flags=re.MULTILINE)
-    assert set(NUMBER.findall(text)) == {"95", "0.05", "1", "6", "4", "3", "0.3"}
+    assert set(NUMBER.findall(text)) == {"95", "0.05", "1", "6", "4", "3", "0.3", "11", "-3", "-270"}
 
 
 def test_the_plot_is_what_the_script_draws(sections: dict[str, str], tmp_path: Path) -> None:
