@@ -159,6 +159,20 @@ def lens_logits(
         yield logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+def draw_tokens(row_K: Tensor, most: int | None, draw: torch.Generator | None = None) -> Tensor:
+    """Which of K tokens to look at: at most so many of each row, drawn at random, in order; all where None.
+
+    Args:
+        row_K: the row that each token is of, in increasing order, on the CPU.
+    """
+    if most is None:
+        return torch.arange(len(row_K))
+    shuffled = torch.randperm(len(row_K), generator=draw)
+    order = shuffled[row_K[shuffled].argsort(stable=True)]  # row by row, at random inside
+    first_K = torch.searchsorted(row_K, row_K)
+    return order[torch.arange(len(order)) - first_K < most].sort().values
+
+
 def run_measure(
     anatomy: Anatomy, measure: Measure, stream: PairStream, examples: Iterable[ParallelExample]
 ) -> dict[str, RunningMean]:

@@ -336,11 +336,6 @@ def last_token(attention_mask_BT: Tensor) -> Tensor:
     return attention_mask_BT.sum(dim=1) - 1
 
 
-def pair_rows(batch: Batch) -> tuple[Tensor, Tensor]:
-    """For each English row: the example it belongs to (0 for the stand-in), and whether it is a pair. (P,) each."""
-    return batch["pair_row"].clamp(min=0), batch["pair_row"] >= 0
-
-
 @contextmanager
 def unobtrusive(device: torch.device, active: bool = True) -> Iterator[None]:
     """Without gradient, and without a trace in the random state: measuring must not change the training."""

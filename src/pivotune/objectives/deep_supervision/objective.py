@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from pivotune.anatomy import Anatomy
+from pivotune.data.collate import pair_rows
+from pivotune.data.continuation import continue_in_english, english_question
 from pivotune.errors import PivotuneError, check_choice, check_flags, check_number
 from pivotune.lens.rule import paper_layers
 from pivotune.losses import IGNORE, chunked_cross_entropy, contrastive, cosine_distance, pool_span
@@ -34,10 +36,8 @@ from pivotune.objectives.base import (
     Pass,
     Settled,
     Wants,
-    pair_rows,
     unobtrusive,
 )
-from pivotune.objectives.deep_supervision.continuation import continue_in_english, english_question
 from pivotune.objectives.deep_supervision.measure import SupervisionMeasure, supervision_figure
 from pivotune.objectives.deep_supervision.settle import automatic, settle_layers
 from pivotune.taps import Tap
@@ -63,7 +63,8 @@ class DeepSupervisionConfig:
     Args:
         language_conversion: signal at the conversion layer (LC): logits, feature or off.
         english_thinking: signal at the thinking layer (ET): logits, feature or off.
-        conversion_layer: i, the decoder layer (1..L) that LC supervises; auto finds it by the entropy of the layers.
+        conversion_layer: i, the decoder layer (1..L) that LC supervises; auto finds it in the model, by the entropy
+            of the layers or by a rule of the signal.
         thinking_layer: j, the decoder layer (1..L) that ET supervises; auto finds it in the same way.
         conversion_weight: weight of LC in the loss; 0 measures it without training on it.
         thinking_weight: weight of ET in the loss; 0 measures it without training on it.
@@ -83,8 +84,8 @@ class DeepSupervisionConfig:
 
     language_conversion: Signal = "logits"
     english_thinking: Signal = "logits"
-    conversion_layer: int | Literal["auto"] | None = None
-    thinking_layer: int | Literal["auto"] | None = None
+    conversion_layer: int | Literal["auto"] = "auto"
+    thinking_layer: int | Literal["auto"] = "auto"
     conversion_weight: float = 1.0
     thinking_weight: float = 1.0
     reading: Literal["teacher_forced", "position_wise"] = "teacher_forced"
@@ -302,7 +303,7 @@ def _resolve(config: DeepSupervisionConfig, anatomy: Anatomy) -> tuple[_Supervis
             continue
         check_number(f"deep_supervision.{short}_weight", weight, 0, why="; 0 only measures")
         layer, option = getattr(config, f"{short}_layer"), f"deep_supervision.{short}_layer"
-        if layer is None or layer == "auto":
+        if layer == "auto":
             raise PivotuneError(
                 f"{option}: got {layer!r}, but the method needs a number in 1..{anatomy.num_layers}. `pivotune train` "
                 "finds it where the option is auto; in Python, pivotune.lens.choose_layers does. The paper's choice "
