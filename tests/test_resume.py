@@ -21,10 +21,10 @@ from pivotune import checkpoint, resume
 from pivotune.checkpoint import INFO, UNFINISHED
 from pivotune.config import LoraOptions, RunConfig, TrainingOptions
 from pivotune.data import ParallelCollator, read_examples, tokenize_examples
-from pivotune.digests import base_digest
 from pivotune.errors import PivotuneError
 from pivotune.method import Method
 from pivotune.objectives import CCTuningConfig, DeepSupervisionConfig
+from pivotune.provenance import base_digest
 from pivotune.trainer import PivotuneTrainer
 from pivotune.training import train
 from tests.runs import LAYERS, configuration, log, options, rows, same, weights, write_base, write_rows

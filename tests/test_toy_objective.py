@@ -24,10 +24,11 @@ from pivotune.checkpoint import load_run, read_info
 from pivotune.cli import main
 from pivotune.config import RunConfig
 from pivotune.connection import connect
+from pivotune.data import Batch
 from pivotune.generation import generate_texts, load
 from pivotune.method import Method
 from pivotune.objectives import OBJECTIVES
-from pivotune.objectives.base import AfterTraining, Batch, Connection, Objective, Pass, Wants
+from pivotune.objectives.base import AfterTraining, Connection, Objective, Pass, Wants
 from pivotune.taps import Tap
 from pivotune.training import train
 from tests.batches import random_batch

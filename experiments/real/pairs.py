@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pivotune.data import ParallelExample, PromptEncoder
 from pivotune.data.prompts import prompt_only
+from pivotune.errors import PivotuneError
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data/instruct"
 """The folder of alpaca_{en,zh,vi}.jsonl.gz; another with --data."""
@@ -23,6 +24,18 @@ _FEWEST = {"en": 12, "vi": 12, "zh": 4}
 """Of an answer: a word alone teaches little."""
 
 Row = dict[str, Any]
+
+
+def check(data: Path) -> None:
+    """Raises a PivotuneError where the folder lacks a file."""
+    for language in _CHARACTERS:
+        file = data / f"alpaca_{language}.jsonl.gz"
+        if not file.is_file():
+            raise PivotuneError(
+                f"--data: {file} is not there. Name the folder that holds alpaca_en.jsonl.gz (Stanford Alpaca: id, "
+                "instruction, input, output) and its translations of the same ids, alpaca_zh.jsonl.gz and "
+                "alpaca_vi.jsonl.gz."
+            )
 
 
 def _read(data: Path, language: str) -> dict[str, tuple[str, str]]:

@@ -19,25 +19,21 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from experiments.cells import environment
 from experiments.real import pairs
 from experiments.real.trial import CELLS, Trial, batch_nats, batches, examples, trained
-from pivotune import uncertainty
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import Run, load_run
-from pivotune.data import ParallelExample
+from pivotune.data import Batch, ParallelExample
+from pivotune.data.collate import last_token
 from pivotune.files import write_text
-from pivotune.objectives.base import Batch
-from pivotune.plotting import language_name
-from pivotune.tables import table
 from pivotune.taps import Injection, Tap
 
 COUNT = 200
@@ -45,11 +41,14 @@ COUNT = 200
 
 
 def path_of(trial: Trial) -> Path:
-    return CELLS / f"patching-{trial.path.name}"
+    return CELLS / f"patching-{trial.name}.json"
 
 
 def run_patching(trial: Trial, work: Path, data: Path = pairs.DATA) -> dict[str, Any]:
-    """Patch the run of a trial, trained where it is not there yet; the result, which is also written."""
+    """Patch the run of a trial, trained where it is not there yet; the result, which is also written, or read."""
+    path = path_of(trial)
+    if path.exists():
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     run = load_run(trained(trial, work, data))
     asked = examples("test", trial.language, data, COUNT)
     layers = range(2, Anatomy(run.model).num_layers, 3)
@@ -59,7 +58,7 @@ def run_patching(trial: Trial, work: Path, data: Path = pairs.DATA) -> dict[str,
         "layers": list(layers),
         "nats": patched(run, asked, examples("dev", trial.language, data), layers),
     }
-    write_text(path_of(trial), json.dumps(content, separators=(",", ":")) + "\n")
+    write_text(path, json.dumps(content, separators=(",", ":")) + "\n")
     return content
 
 
@@ -102,7 +101,7 @@ def _states(anatomy: Anatomy, batch: Batch) -> tuple[Tensor, Tensor]:
     """The streams at the last token of the prompts, target-language and English: (B, L, d) each."""
     target = _last_states(anatomy, batch["input_ids"], batch["attention_mask"], batch["prompt_length"] - 1)
     mask = batch["english_attention_mask"]
-    return target, _last_states(anatomy, batch["english_input_ids"], mask, mask.sum(dim=1) - 1)
+    return target, _last_states(anatomy, batch["english_input_ids"], mask, last_token(mask))
 
 
 def _last_states(anatomy: Anatomy, input_ids: Tensor, attention_mask: Tensor, last_B: Tensor) -> Tensor:
@@ -123,35 +122,3 @@ def _numbers(answers: Sequence[Tensor]) -> dict[str, list[float]]:
         "nats": [round(one.sum().item(), 4) for one in answers],
         "tokens": [len(one) for one in answers],
     }
-
-
-def report(found: Sequence[dict[str, Any]]) -> str:
-    """Differences from `alone` in nats, with 95 % intervals over examples; less is better."""
-    parts = []
-    for one in found:
-        nats = {name: {key: np.array(value, float) for key, value in of.items()} for name, of in one["nats"].items()}
-        tokens = nats["alone"]["tokens"].mean()
-
-        def apart(name: str, of: Callable[[dict[str, np.ndarray]], np.ndarray], nats: Any = nats) -> str:
-            low_mean_high = uncertainty.difference(of(nats[name])[None], of(nats["alone"])[None])
-            mean, low, high = (f"{value:+.3f}" for value in low_mean_high)
-            return f"{mean} [{low}, {high}]"
-
-        def first(of: dict[str, np.ndarray]) -> np.ndarray:
-            return of["first"]
-
-        def each(of: dict[str, np.ndarray], tokens: float = tokens) -> np.ndarray:
-            return of["nats"] / tokens  # so that the mean over examples is the mean over tokens
-
-        alone = nats["alone"]
-        rows = [["both questions in the prompt", apart("context", each), apart("context", first), "", ""]]
-        for layer in one["layers"]:
-            names = (f"lent {layer}", f"shuffled {layer}")
-            rows.append([f"behind layer {layer}", *(apart(name, of) for name in names for of in (each, first))])
-        heads = ["", "its own English", "first token", "another question's", "first token"]
-        parts.append(
-            f"{one['model']}, {one['setting']}, {language_name(one['language'])}: alone "
-            f"{each(alone).mean():.3f} nats per token, {alone['first'].mean():.3f} the first one.\n\n"
-            + table(heads, rows, markdown=True)
-        )
-    return "\n\n".join(parts)

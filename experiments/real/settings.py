@@ -66,6 +66,9 @@ def _in_scale(model: str) -> list[Any]:
     return [CCTuningConfig(connection_layer=RISE[model], relative_norm=0.1, english_gradient=False, matrix="per_layer")]
 
 
+RECOMMENDED = "contrast"
+"""Beside plain fine-tuning in `make real`: of what has been measured, what costs least (docs/results/real.md)."""
+
 SETTINGS: Mapping[str, RealSetting] = {
     "base": RealSetting("the base, not trained"),
     "tft": RealSetting("plain fine-tuning (TFT)"),

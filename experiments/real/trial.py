@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -26,11 +27,11 @@ from experiments.real.settings import SETTINGS
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import INFO, Run, load_run, open_tokenizer
 from pivotune.config import DataConfig, ModelConfig, RunConfig, TrainingOptions
-from pivotune.data import ParallelCollator, ParallelExample, tokenize_examples
+from pivotune.data import Batch, ParallelCollator, ParallelExample, tokenize_examples
 from pivotune.files import write_text
+from pivotune.lab.workers import Report, counting
 from pivotune.lens.report import inspect
 from pivotune.losses import IGNORE, chunked_token_nats
-from pivotune.objectives.base import Batch
 from pivotune.training import train
 
 CELLS = Path(__file__).with_name("cells")
@@ -38,6 +39,7 @@ RATES = (1e-5, 2e-5, 5e-5)
 BATCH = 16
 MAX_LENGTH = 384
 FORMAT = 1
+SECONDS_PER_STEP, SECONDS_PER_EXAMPLE = 14.0, 0.25  # on one core of a small cloud machine, of plain fine-tuning
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,18 @@ class Trial:
     pairs: int = 800
 
     @property
-    def path(self) -> Path:
+    def name(self) -> str:
+        """Of its cell and its run folder."""
         if self.setting == "base":
-            return CELLS / f"{self.model}-{self.language}-base.json"
-        return CELLS / f"{self.model}-{self.language}-{self.setting}-{self.rate:g}-{self.pairs}-{self.seed}.json"
+            return f"{self.model}-{self.language}-base"
+        return f"{self.model}-{self.language}-{self.setting}-{self.rate:g}-{self.pairs}-{self.seed}"
 
-    def done(self) -> bool:
-        return self.path.exists() and json.loads(self.path.read_text())["format"] == FORMAT
+    def cell(self, folder: Path = CELLS) -> Path:
+        return folder / f"{self.name}.json"
+
+    def done(self, folder: Path = CELLS) -> bool:
+        path = self.cell(folder)
+        return path.exists() and json.loads(path.read_text())["format"] == FORMAT
 
 
 def model_folder(name: str, work: Path, data: Path) -> Path:
@@ -85,14 +92,13 @@ def trained(trial: Trial, work: Path, data: Path = pairs.DATA) -> Path:
     setting, base = SETTINGS[trial.setting], model_folder(trial.model, work, data)
     if trial.setting == "base":
         return base
-    name = trial.path.stem
-    folder = work / "runs" / name
+    folder = work / "runs" / trial.name
     if (folder / INFO).exists():
         return folder
     rows = pairs.training_rows(
         trial.language, trial.pairs, trial.seed, data, replay=setting.replay, shuffled=setting.shuffled
     )
-    file = work / "data" / f"{name}.jsonl"
+    file = work / "data" / f"{trial.name}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -119,29 +125,51 @@ def trained(trial: Trial, work: Path, data: Path = pairs.DATA) -> Path:
     return folder
 
 
-def run_trial(trial: Trial, work: Path, data: Path = pairs.DATA, *, keep: bool = False) -> dict[str, Any]:
-    """Train and measure; the cell's content, which is also written. The run's folder stays only where it is to."""
+def run_trial(
+    trial: Trial,
+    work: Path,
+    data: Path = pairs.DATA,
+    *,
+    cells: Path = CELLS,
+    keep: bool = False,
+    report: Report = lambda doing, seconds: None,
+) -> dict[str, Any]:
+    """Train and measure; the cell's content, which is also written.
+
+    Args:
+        cells: the folder of the cell.
+        keep: the run's folder, which is removed otherwise.
+        report: is told of each step and each measurement, see `seconds_of`.
+    """
     began = time.perf_counter()
-    setting, folder, log = SETTINGS[trial.setting], trained(trial, work, data), []
+    setting, log = SETTINGS[trial.setting], []
+    with counting(math.ceil(trial.pairs / BATCH), report, SECONDS_PER_STEP):
+        folder = trained(trial, work, data)
     if trial.setting != "base":
         log = [entry for entry in json.loads((folder / "training_log.json").read_text()) if "loss" in entry]
     measured = time.perf_counter()
     run = load_run(folder)
+
+    def scored(split: str, language: str, count: int | None = None, mode: str = "none") -> dict[str, list[float]]:
+        asked = examples(split, language, data, count)
+        report(f"asked, {split}", SECONDS_PER_EXAMPLE * len(asked))
+        return _measured(run, asked, mode)
+
     content = {
         "format": FORMAT,
         **dataclasses.asdict(trial),
         "objectives": [dataclasses.asdict(one) for one in setting.objectives(trial.model)],
         **environment(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "dev": _measured(run, examples("dev", trial.language, data), "none"),
-        "test": {mode: _measured(run, examples("test", trial.language, data), mode) for mode in _modes(run)},
-        "english": _measured(run, examples("test", "en", data, 200), "none"),
+        "dev": scored("dev", trial.language),
+        "test": {mode: scored("test", trial.language, mode=mode) for mode in _modes(run)},
+        "english": scored("test", "en", 200),
         "mexa": _mexa(run, examples("dev", trial.language, data)),
         "log": [{key: _short(value) for key, value in entry.items()} for entry in log],
         "seconds": {"training": round(measured - began), "measuring": round(time.perf_counter() - measured)},
     }
-    CELLS.mkdir(exist_ok=True)
-    write_text(trial.path, json.dumps(content, separators=(",", ":")) + "\n")
+    cells.mkdir(parents=True, exist_ok=True)
+    write_text(trial.cell(cells), json.dumps(content, separators=(",", ":")) + "\n")
     if trial.setting != "base" and not keep:
         shutil.rmtree(folder)
     return content

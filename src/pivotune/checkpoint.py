@@ -26,7 +26,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +52,13 @@ from pivotune import tokens
 from pivotune.anatomy import TEXT_PARTS, Anatomy, text_part, unwrap
 from pivotune.connection import Together
 from pivotune.data.prompts import fix_template_kwargs
-from pivotune.digests import base_digest
 from pivotune.errors import PivotuneError
 from pivotune.files import LOCK, as_json, free_bytes, make_folder, read_json, reason, size, write_text, writing
 from pivotune.finite import check_finite, without_nan
 from pivotune.method import Method
 from pivotune.objectives import OBJECTIVES, Connection
 from pivotune.options import similar
+from pivotune.provenance import base_digest, versions
 
 logger = logging.getLogger(__name__)
 
@@ -78,13 +77,12 @@ CONNECTION_IS_OFF = "pivotune.THE_CONNECTION_IS_OFF.load_this_folder_with_pivotu
 
 def describe(method: Method, **more: Any) -> dict[str, Any]:
     """What `pivotune.json` says: the objectives and their options, versions, and `more`."""
-    packages = ("torch", "transformers", "accelerate", "peft", "safetensors")
     return {
         "format": FORMAT,
         "objectives": {part.name: dataclasses.asdict(part.options) for part in method.parts},
         "tensors": sorted(_own_tensors(method)),
         "dtype": str(unwrap(method.model).dtype).removeprefix("torch."),
-        "versions": {"pivotune": pivotune.__version__} | {name: _version(name) for name in packages},
+        "versions": versions("accelerate", "peft", "safetensors"),
         **more,
     }
 
@@ -320,13 +318,6 @@ def _begin(folder: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(without_nan(content), indent=2, ensure_ascii=False, default=as_json) + "\n")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _card(info: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from transformers.utils.logging import tqdm
 from pivotune.answers import AnswerFile
 from pivotune.checkpoint import check_model, connection_modes, load_run, read_info
 from pivotune.connection import connect, is_connected
-from pivotune.data.collate import padding_id
+from pivotune.data.collate import padded_ids, padding_id
 from pivotune.data.examples import ParallelExample, Text, is_english
 from pivotune.data.lines import check_file, read_lines, text_lines
 from pivotune.data.prompts import STYLES, PromptEncoder, prompt_only, without_empty_reasoning
@@ -184,10 +184,9 @@ def generate_batches(
     order = sorted(range(len(questions)), key=lambda i: -len(prompts[i]))  # longest first: memory fails early, not late
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        inputs = _left_padded([prompts[i][keep] for i in rows], pad, device)
+        inputs = _padded([prompts[i][keep] for i in rows], pad, device)
         if english is not None:
-            pairs = _left_padded([english[i][keep] for i in rows], pad, device)
-            inputs |= {f"english_{name}": tensor for name, tensor in pairs.items()}
+            inputs |= _padded([english[i][keep] for i in rows], pad, device, "english_")
         if has_connection:
             inputs["connected"] = connected[rows].to(device)
         with torch.inference_mode():
@@ -443,8 +442,6 @@ def _encode(encoder: PromptEncoder, questions: Sequence[Question], rows_of_table
     return encoded
 
 
-def _left_padded(rows: list[list[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
-    width = max(map(len, rows))
-    ids = [[pad] * (width - len(row)) + row for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+def _padded(rows: list[list[int]], pad: int, device: torch.device, prefix: str = "") -> dict[str, Tensor]:
+    ids, mask = padded_ids(rows, pad, "left", device)
+    return {f"{prefix}input_ids": ids, f"{prefix}attention_mask": mask}

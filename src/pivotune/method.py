@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from pivotune.anatomy import Anatomy
+from pivotune.data import Batch
 from pivotune.errors import PivotuneError
 from pivotune.losses import IGNORE, chunked_cross_entropy
 from pivotune.objectives import OBJECTIVES, objective_of
-from pivotune.objectives.base import Batch, Objective, Pass, Wants, decode, english_pass
+from pivotune.objectives.base import Objective, Pass, Wants, decode, english_pass
 from pivotune.taps import Injection, Tap
 
 

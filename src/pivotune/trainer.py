@@ -26,12 +26,13 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from pivotune import checkpoint, finite, resume
 from pivotune.config import FLOAT16_BREAKS, check_warmup, is_on
+from pivotune.data import Batch
 from pivotune.distributed import on_first_process
 from pivotune.errors import PivotuneError
 from pivotune.files import reason
 from pivotune.losses import IGNORE
 from pivotune.method import Method, MethodOutput
-from pivotune.objectives.base import AfterTraining, Batch, unobtrusive
+from pivotune.objectives.base import AfterTraining, unobtrusive
 from pivotune.taps import evaluating
 
 logger = logging.getLogger(__name__)

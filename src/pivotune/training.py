@@ -24,13 +24,13 @@ from pivotune.anatomy import Anatomy
 from pivotune.config import LoraOptions, RunConfig, evaluates
 from pivotune.data import ParallelCollator, ParallelExample, PromptEncoder, Report, read_examples, tokenize_examples
 from pivotune.data.prompts import fix_template_kwargs
-from pivotune.digests import base_digest
 from pivotune.distributed import on_first_process
 from pivotune.errors import PivotuneError, check_choice
 from pivotune.files import locked
 from pivotune.method import Method
 from pivotune.objectives import OBJECTIVES, objective_of
 from pivotune.objectives.base import BeforeTraining
+from pivotune.provenance import base_digest
 from pivotune.trainer import GO_ON, MORE_STEPS, PivotuneTrainer, check_batches
 
 logger = logging.getLogger(__name__)

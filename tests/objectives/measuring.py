@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from pivotune.anatomy import Anatomy
+from pivotune.data import Batch
 from pivotune.lens.activations import PairActivations, read
 from pivotune.taps import evaluating
 from tests.batches import collate, random_examples, select
-
-Batch = dict[str, Tensor]
 
 
 def pairs(seed: int = 0, count: int = 5, unanswered: Sequence[int] = ()) -> Batch:

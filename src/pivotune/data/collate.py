@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Batch = dict[str, Tensor]
+"""As `ParallelCollator` makes it."""
+Side = Literal["right", "left"]
 
 IGNORE = -100  # the label that torch's cross-entropy leaves out
 
@@ -47,7 +51,7 @@ class ParallelCollator:
         """Pad with the tokenizer's pad token or, as many base models have none, its EOS token."""
         return cls(padding_id(tokenizer))
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         pairs = [index for index, row in enumerate(rows) if row["english_prompt_ids"] is not None]
         english = [rows[index] for index in pairs] or [_dummy(rows[0])]
         english_answers = [row["english_answer_ids"] for row in english]
@@ -55,18 +59,18 @@ class ParallelCollator:
         labels = [[IGNORE] * row["prompt_length"] + list(row["input_ids"][row["prompt_length"] :]) for row in rows]
         prompts = [row["english_prompt_ids"] for row in english]
         return {
-            "input_ids": right_padded(inputs, self.pad_token_id),
-            "attention_mask": right_padded([[1] * len(ids) for ids in inputs], 0),
-            "labels": right_padded(labels, IGNORE),
+            "input_ids": padded(inputs, self.pad_token_id),
+            "attention_mask": padded([[1] * len(ids) for ids in inputs], 0),
+            "labels": padded(labels, IGNORE),
             "prompt_length": _column(rows, "prompt_length"),
             "question_start": _column(rows, "question_start"),
             "question_end": _column(rows, "question_end"),
             "pair_row": torch.tensor(pairs or [-1]),
-            "english_input_ids": right_padded(prompts, self.pad_token_id),
-            "english_attention_mask": right_padded([[1] * len(ids) for ids in prompts], 0),
+            "english_input_ids": padded(prompts, self.pad_token_id),
+            "english_attention_mask": padded([[1] * len(ids) for ids in prompts], 0),
             "english_question_start": _column(english, "english_question_start"),
             "english_question_end": _column(english, "english_question_end"),
-            "english_answer_ids": right_padded(english_answers, IGNORE),
+            "english_answer_ids": padded(english_answers, IGNORE),
         }
 
 
@@ -94,10 +98,26 @@ def _dummy(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def right_padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+def padded(rows: Sequence[Sequence[int]], value: int, side: Side = "right") -> Tensor:
     """(number of rows, longest row) long."""
     longest = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.long)
+    fill = [[value] * (longest - len(row)) for row in rows]
+    both = ([*row, *more] if side == "right" else [*more, *row] for row, more in zip(rows, fill, strict=True))
+    return torch.tensor(list(both), dtype=torch.long)
+
+
+def padded_ids(
+    rows: Sequence[Sequence[int]], value: int, side: Side = "right", device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """Token ids and their attention mask, both as `padded`."""
+    mask = padded([[1] * len(row) for row in rows], 0, side)
+    return padded(rows, value, side).to(device), mask.to(device)
+
+
+def last_token(attention_mask_BT: Tensor) -> Tensor:
+    """(B,) position of the last real token of each row, padded on either side."""
+    position_T = torch.arange(1, attention_mask_BT.shape[1] + 1, device=attention_mask_BT.device)
+    return (attention_mask_BT * position_T).argmax(dim=1)
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pivotune.data.collate import IGNORE, pair_rows
+from pivotune.data.collate import IGNORE, Batch, pair_rows
 
 
 class Continuation(NamedTuple):
@@ -25,7 +24,7 @@ class Continuation(NamedTuple):
     token: Tensor
 
 
-def continue_in_english(batch: Mapping[str, Tensor], english_PK: Tensor) -> Continuation:
+def continue_in_english(batch: Batch, english_PK: Tensor) -> Continuation:
     """Each row's target prompt followed by these English tokens, (P, K) padded behind with -100."""
     rows, is_pair = pair_rows(batch)
     if not english_PK.shape[1]:  # answers of a batch that has none
@@ -45,7 +44,7 @@ def continue_in_english(batch: Mapping[str, Tensor], english_PK: Tensor) -> Cont
     return Continuation(ids_PW, mask_PW.long(), pair, prompt_P1[pair, 0] - 1 + k, english_PK[pair, k])
 
 
-def english_question(batch: Mapping[str, Tensor]) -> Tensor:
+def english_question(batch: Batch) -> Tensor:
     """The tokens of each English question without its template: (P, K), padded with -100."""
     start, end = batch["english_question_start"][:, None], batch["english_question_end"][:, None]
     position_PK = start + torch.arange(int((end - start).max()), device=start.device)

@@ -44,6 +44,7 @@ from transformers.utils.logging import tqdm
 
 from pivotune.checkpoint import Run, load_run
 from pivotune.connection import connect
+from pivotune.data.collate import padded_ids
 from pivotune.errors import PivotuneError
 from pivotune.evaluation.metrics import SQUAD, squad_em, squad_f1
 from pivotune.objectives import Connection
@@ -253,7 +254,7 @@ class PivotuneLM(HFLM):
         lent = self._lend(list(dict.fromkeys(context for context, _ in rows)))
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for part in self._batches(list(rows), key=lambda row: row[0] + row[1]):
-            inputs, _ = _right_padded([context + begun for context, begun in part], self.device)
+            inputs, _ = padded_ids([context + begun for context, begun in part], 0, device=self.device)
             last = torch.tensor([len(context) - 1 for context, _ in part], device=self.device)
             assert self._connection is not None
             with self._connection.at([lent[context] for context, _ in part], last):
@@ -281,7 +282,7 @@ class PivotuneLM(HFLM):
         for part in self._batches(contexts, key=lambda context: context):
             mixed = self.mixed_precision_dtype
             with torch.no_grad(), torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
-                vectors = self._connection.lend(*_right_padded(part, self.device))
+                vectors = self._connection.lend(*padded_ids(part, 0, device=self.device))
             lent |= zip(part, vectors, strict=True)
         return lent
 
@@ -290,14 +291,6 @@ class PivotuneLM(HFLM):
         ordered = sorted(items, key=lambda item: (-len(key(item)), key(item)))
         for start in range(0, len(ordered), int(self.batch_size)):
             yield ordered[start : start + int(self.batch_size)]
-
-
-def _right_padded(rows: list[_Tokens], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and their mask, (B, T) each."""
-    width = max(map(len, rows))
-    ids = [[*row, *[0] * (width - len(row))] for row in rows]
-    mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def _compute_exact(gold: str, prediction: str) -> int:

@@ -17,19 +17,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from transformers.utils.logging import tqdm
 
-from pivotune import __version__
 from pivotune.checkpoint import check_model, load_run
 from pivotune.connection import connect
 from pivotune.data.examples import is_english
 from pivotune.data.languages import read_languages
 from pivotune.data.prompts import STYLES
-from pivotune.digests import add_samples
 from pivotune.errors import PivotuneError, check_choice, check_number
 from pivotune.evaluation.benchmarks import (
     BENCHMARKS,
@@ -58,6 +55,7 @@ from pivotune.evaluation.summary import Scored, report, text
 from pivotune.files import check_output_files, locked, read_json, write_text
 from pivotune.generation import connection_mode
 from pivotune.options import names_in
+from pivotune.provenance import add_samples, versions
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +151,7 @@ def evaluate(
             "softmax_dtype": softmax_dtype if _has(parts, "likelihood") else None,
             "batch_size": batch_size,
         },
-        versions=_versions(),
+        versions=versions("lm_eval", "py3langid", "rouge-score"),
         benchmarks={
             f"{one.protocol}.{one.name}": BenchmarkInfo(protocol=one.protocol, metric=one.metric, chance=one.chance)
             for one in {part.benchmark.name: part.benchmark for part in parts}.values()
@@ -318,16 +316,6 @@ def _fingerprint(run: str, info: Mapping[str, Any]) -> str:
             starts = sorted({size * k // _SAMPLES for k in range(_SAMPLES)} if size > _SAMPLE else {0})
             add_samples(digest, path, starts, _SAMPLE)
     return digest.hexdigest()[:16]
-
-
-def _versions() -> dict[str, Any]:
-    found: dict[str, Any] = {"pivotune": __version__}
-    for package in ("torch", "transformers", "lm_eval", "py3langid", "rouge-score"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 class _Opened:

@@ -12,7 +12,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.text import pieces, pools, stream
 from pivotune.lab.trial import Record, ask
 from pivotune.lab.world import SPLITS, World
+from pivotune.provenance import versions
 
 ROWS, LENGTH = 16, 128  # a step is ROWS x LENGTH = 2,048 tokens
 VOCABULARY, LAYERS, WIDTH = 4096, 8, 192
@@ -221,8 +221,7 @@ def write(
         "steps": steps,
         "tokens": steps * ROWS * LENGTH,
         "minutes": round(minutes, 1),
-        "versions": {"python": sys.version.split()[0]}
-        | {package: version(package) for package in ("torch", "transformers", "tokenizers", "babel", "phonenumbers")},
+        "versions": {"python": sys.version.split()[0]} | versions("tokenizers", "babel", "phonenumbers"),
         "exact_match": score(),
     }
     (folder / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")

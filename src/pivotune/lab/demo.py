@@ -12,17 +12,14 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from babel import Locale
 from scipy.stats import binomtest
-from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.utils import logging
 
 from pivotune.anatomy import Anatomy
@@ -45,7 +42,7 @@ from pivotune.lab.settings import (
 )
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.trial import Record, ask, choose, open_row, parallel, spread, train_row
-from pivotune.lab.workers import Job, Report, computing_on, side_by_side, threads
+from pivotune.lab.workers import Job, Report, computing_on, counting, side_by_side, threads
 from pivotune.lab.world import World, calling_codes
 from pivotune.lens.activations import PairStream, run_measure
 from pivotune.objectives.deep_supervision.measure import SupervisionMeasure
@@ -188,7 +185,7 @@ def _row(
     logging.disable_progress_bar()
     world, title, model_folder = World.build(), _title(row), base_path()
     if row.trained:
-        with _counted(steps, report, SECONDS[row.name]):
+        with counting(steps, report, SECONDS[row.name]):
             place = folder / title.replace(", ", "_").replace(" ", "_")
             model_folder = _train(row, _training(world, languages), place, epochs, seed)
     run, _ = open_row(model_folder)
@@ -209,17 +206,6 @@ def _row(
         report("looked into", SECONDS_LOOKED)
         looked.append(_supervised(run, questions[language], layers))
     return scores, {what: mean(one[what] for one in looked) for what in looked[0]}
-
-
-@contextmanager
-def _counted(steps: int, report: Report, seconds: float) -> Iterator[None]:
-    """Reports each step of the training within."""
-    done = count(1)
-    hook = register_optimizer_step_post_hook(lambda *_: report(f"trained, step {next(done)} of {steps}", seconds))
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def _train(setting: Setting, records: list[Record], folder: Path, epochs: float, seed: int) -> Path:

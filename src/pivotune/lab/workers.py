@@ -21,10 +21,12 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from tqdm import tqdm
 
 from pivotune.errors import PivotuneError
@@ -103,9 +105,9 @@ def side_by_side(jobs: Sequence[Job], logs: Path, what: str = "jobs") -> list[An
     context = multiprocessing.get_context("spawn")
     messages: Any = context.SimpleQueue()
     others = set(multiprocessing.active_children())
-    count = processes(len(jobs))
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(messages, threads()))
-    progress = _Progress(jobs, order, count, what)
+    at_a_time = processes(len(jobs))
+    pool = ProcessPoolExecutor(at_a_time, mp_context=context, initializer=_begin, initargs=(messages, threads()))
+    progress = _Progress(jobs, order, at_a_time, what)
     try:
         with _interruptions_held():  # the processes begun here never get any
             futures = {pool.submit(_run, number, jobs[number], logs): number for number in order}
@@ -127,7 +129,7 @@ def side_by_side(jobs: Sequence[Job], logs: Path, what: str = "jobs") -> list[An
             process.terminate()
         if isinstance(error, BrokenProcessPool):
             raise PivotuneError(
-                f"a process was ended from outside, as happens where memory runs out. {count} ran at a time; with "
+                f"a process was ended from outside, as happens where memory runs out. {at_a_time} ran at a time; with "
                 f"OMP_NUM_THREADS={cores()} it is one. What they printed is in {logs}."
             ) from error
         raise
@@ -144,6 +146,17 @@ def time_left(running: Sequence[float], waiting: Sequence[float], workers: int) 
     for seconds in waiting:
         heapq.heapreplace(free, free[0] + seconds)
     return max(free)
+
+
+@contextmanager
+def counting(steps: int, report: Report, seconds: float) -> Iterator[None]:
+    """Reports each step of the training within, which takes so many seconds."""
+    done = count(1)
+    hook = register_optimizer_step_post_hook(lambda *_: report(f"trained, step {next(done)} of {steps}", seconds))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 # In the processes ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pivotune.anatomy import Anatomy
-from pivotune.data import ParallelCollator, ParallelExample, PromptEncoder, Report
+from pivotune.data import Batch, ParallelCollator, ParallelExample, PromptEncoder, Report
 from pivotune.data.tokenize import tokenize_stream
 from pivotune.errors import check_number
 from pivotune.losses import LOGITS_PER_CHUNK, pool_span
@@ -27,8 +27,6 @@ from pivotune.uncertainty import RunningMean, Tables
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Batch = dict[str, Tensor]
 
 
 @dataclass

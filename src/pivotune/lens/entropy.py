@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pivotune.anatomy import Anatomy
 from pivotune.data import Encoded
-from pivotune.data.collate import right_padded
+from pivotune.data.collate import padded_ids
 from pivotune.errors import PivotuneError
 from pivotune.lens.activations import Activations, PairActivations, draw_tokens, lens_logits, read_side
 from pivotune.losses import LOGITS_PER_CHUNK
@@ -103,5 +103,4 @@ def read_prompts(anatomy: Anatomy, prompts: Sequence[Encoded], max_length: int) 
     start = torch.tensor([prompt.question_start for prompt in prompts])
     end = torch.tensor([min(prompt.question_end, max_length) for prompt in prompts])
     last = torch.tensor([len(ids) - 1 for ids in kept])
-    mask = right_padded([[1] * len(ids) for ids in kept], 0)
-    return read_side(anatomy, right_padded(kept, 0).to(device), mask.to(device), (start, end, last))
+    return read_side(anatomy, *padded_ids(kept, 0, device=device), (start, end, last))

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from pivotune.anatomy import Anatomy
-from pivotune.data.collate import right_padded
+from pivotune.data.collate import padded
 from pivotune.data.examples import ParallelExample
 from pivotune.errors import PivotuneError, check_number
 from pivotune.lens.activations import Activations, PairActivations, PairStream, lens_logits, run_measure
@@ -336,8 +336,8 @@ class LanguageMeasure:
     def _masses(self, items: Sequence[_Item], target: Activations) -> Tensor:
         """Probability mass per layer, example and category: (L, N, C) in float64, C the last being the rest."""
         row_N, position_N = torch.tensor([i.row for i in items]), torch.tensor([i.position for i in items])
-        ids_NK, categories_NK = right_padded([i.ids for i in items], 0), right_padded([i.categories for i in items], 0)
-        counted_NK = right_padded([[1] * len(item.ids) for item in items], 0)
+        ids_NK, categories_NK = padded([i.ids for i in items], 0), padded([i.categories for i in items], 0)
+        counted_NK = padded([[1] * len(item.ids) for item in items], 0)
         layers = sorted(target.hidden)
         device = target.hidden[layers[-1]].device  # layers may lie on several
         states_Md = torch.cat([target.at(layer, position_N, row_N).to(device) for layer in layers])

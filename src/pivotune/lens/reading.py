@@ -8,13 +8,13 @@ Shapes in names: P pairs, K English tokens, n tokens of all pairs, L layers, d h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from pivotune.anatomy import Anatomy
-from pivotune.data.collate import IGNORE
+from pivotune.data.collate import IGNORE, Batch
 from pivotune.data.continuation import continue_in_english
 from pivotune.lens.activations import draw_tokens
 from pivotune.losses import LOGITS_PER_CHUNK, chunked_token_nats
@@ -27,7 +27,7 @@ Reader = Callable[[int, Tensor], Tensor]
 @torch.no_grad()
 def english_nats(
     anatomy: Anatomy,
-    batch: Mapping[str, Tensor],
+    batch: Batch,
     english_PK: Tensor,
     layers: Sequence[int],
     *,

@@ -13,14 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from transformers.utils.logging import tqdm
 
-from pivotune import __version__
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import Run, anatomy_of, load_run, read_info
 from pivotune.data import ParallelExample
@@ -41,6 +39,7 @@ from pivotune.lens.similarity import SimilarityMeasure
 from pivotune.objectives import OBJECTIVES
 from pivotune.options import names_in
 from pivotune.plotting import language_name
+from pivotune.provenance import versions
 from pivotune.tables import table
 from pivotune.taps import evaluating
 from pivotune.tokens import within_context
@@ -207,7 +206,7 @@ def inspect(
     return {
         "layers": {"conversion": conversion, "thinking": thinking, "count": models[0].anatomy.num_layers},
         "interval": "95 %: Student's t for means, Wilson for shares, paired for differences",
-        "versions": {"pivotune": __version__} | {name: version(name) for name in ("torch", "transformers")},
+        "versions": versions(),
         "skipped": stream.skipped,
         "answers_cut": stream.report.truncated,
         "languages": {language: comparisons[language].result() for language in sorted(comparisons)},

@@ -30,13 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from pivotune.anatomy import Anatomy
+from pivotune.data.collate import Batch, last_token
 from pivotune.errors import PivotuneError
 from pivotune.taps import Injection, Tap
 
 if TYPE_CHECKING:
     from pivotune.lens.activations import Measure
-
-Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -329,11 +328,6 @@ def english_pass(anatomy: Anatomy, batch: Batch, wants: Wants) -> Pass | None:
     # FSDP2 gathers a layer's parameters for the backward pass when a gradient reaches the layer's OUTPUT. Of the
     # last layer only the inside is used here; so a gradient of zero is sent through its output.
     return Pass(final, tap.hidden, tap.states("feed_forward") + 0.0 * final[0, 0, 0])
-
-
-def last_token(attention_mask_BT: Tensor) -> Tensor:
-    """(B,) position of the last real token of each right-padded row."""
-    return attention_mask_BT.sum(dim=1) - 1
 
 
 @contextmanager

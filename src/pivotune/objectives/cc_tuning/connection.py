@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pivotune.anatomy import Anatomy
+from pivotune.data.collate import last_token
 from pivotune.errors import PivotuneError
 from pivotune.objectives.base import Connection
 from pivotune.objectives.cc_tuning.decision_maker import CCTuningConfig, DecisionMaker
@@ -85,7 +86,7 @@ class LinearConnection(Connection):
     def activations(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """v at the last token of each prompt, padded on either side: (B, L, d)."""
         position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        with Tap(self.anatomy, at=_last_position(attention_mask)) as tap:
+        with Tap(self.anatomy, at=last_token(attention_mask)) as tap:
             self.anatomy.decoder(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
             )
@@ -117,7 +118,7 @@ class LinearConnection(Connection):
                 torch.ones_like(english_input_ids) if english_attention_mask is None else english_attention_mask
             )
             v = self.activations(english_input_ids, english_mask)
-        last = _last_position(attention_mask)[:, None]
+        last = last_token(attention_mask)[:, None]
         return self.pick(v, input_ids.gather(1, last)[:, 0].to(v.device))
 
     @contextmanager
@@ -165,12 +166,6 @@ def modes(has_matrix: bool) -> tuple[str, ...]:
 def injection(config: CCTuningConfig, pick_Bd: Tensor, positions_BK: Tensor) -> Injection:
     """What connects these rows: their picks, at these positions behind the connection layer; zeros do not connect."""
     return Injection(config.connection_layer, pick_Bd, positions_BK, config.relative_norm)
-
-
-def _last_position(attention_mask_BT: Tensor) -> Tensor:
-    """(B,) position of the last real token of each row, padded on either side."""
-    position = torch.arange(1, attention_mask_BT.shape[1] + 1, device=attention_mask_BT.device)
-    return (attention_mask_BT * position).argmax(dim=1)
 
 
 @dataclass

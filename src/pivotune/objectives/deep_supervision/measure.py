@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from pivotune.anatomy import Anatomy
+from pivotune.data import Batch
 from pivotune.data.continuation import english_question
 from pivotune.errors import check_choice, check_flags
 from pivotune.lens import panels
-from pivotune.lens.activations import Activations, Batch, PairActivations
+from pivotune.lens.activations import Activations, PairActivations
 from pivotune.lens.panels import BLUE, VERMILION
 from pivotune.lens.reading import english_nats, has_tokens
 from pivotune.losses import LOGITS_PER_CHUNK, cosine

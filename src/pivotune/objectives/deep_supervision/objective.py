@@ -23,13 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from pivotune.anatomy import Anatomy
-from pivotune.data.collate import pair_rows
+from pivotune.data.collate import Batch, pair_rows
 from pivotune.data.continuation import continue_in_english, english_question
 from pivotune.errors import PivotuneError, check_choice, check_flags, check_number
 from pivotune.lens.rule import paper_layers
 from pivotune.losses import IGNORE, chunked_cross_entropy, contrastive, cosine_distance, pool_span
 from pivotune.objectives.base import (
-    Batch,
     BeforeTraining,
     Connection,
     Objective,

@@ -1,15 +1,27 @@
-"""Whether a model is the one that it was, told from samples of its files: they are too large to read whole."""
+"""What a result was made from: versions of packages; models, told from samples of their files, too large to read."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
 _SAMPLES, _SAMPLE = 256, 4096
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Of Pivotune, of torch and transformers, and of these packages; None for what is not installed."""
+    found: dict[str, str | None] = {}
+    for package in ("pivotune", "torch", "transformers", *packages):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 def base_digest(path: str, revision: str | None = None) -> str | None:
