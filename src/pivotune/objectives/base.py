@@ -223,6 +223,11 @@ class Objective(nn.Module):
         """Values for options that are left to the run. Every rank calls this and gets the same."""
         return Settled(options)
 
+    def prepare(self, before: BeforeTraining) -> dict[str, Any]:
+        """What remains to be done on the plain model before the first step: fill own tensors, the same on every rank,
+        and return what `pivotune.json` should say of it, by name. In a resumed run they are restored before this."""
+        return {}
+
     # Training --------------------------------------------------------------------------------------------------
 
     def weights(self) -> dict[str, float]:
