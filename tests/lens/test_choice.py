@@ -14,7 +14,7 @@ from pivotune.checkpoint import load_run
 from pivotune.data import ParallelExample, Text, read_examples
 from pivotune.errors import PivotuneError
 from pivotune.lens import LayerChoice, LayerCurve, Layers, choose_layers, find_layers
-from pivotune.lens.choice import table, write_layers
+from pivotune.lens.choice import READERS, table, write_layers
 from pivotune.lens.report import inspect
 from pivotune.lens.signal_rules import find_middle, find_readable
 from tests.lens.test_rule import planted
@@ -179,3 +179,20 @@ def test_questions_beyond_the_context_are_cut(tmp_path: Path, caplog: pytest.Log
     examples = [ParallelExample(str(n), "zh", text, where=f"f:{n}") for n, text in enumerate((long, short))]
     assert choose_layers(run.model, run.tokenizer, examples, style="plain").curves["entropy"].examples == 2
     assert "1 questions were read up to token 16 only" in caplog.text
+
+
+def test_english_read_by_a_tuned_lens(base: Path, data: Path) -> None:
+    run = load_run(base)
+    examples, _ = read_examples(data)
+    plain, tuned = (choose_layers(run.model, run.tokenizer, examples, reader=one) for one in READERS)
+    assert (plain.reader, tuned.reader) == ("logit_lens", "tuned_lens")
+    for name, curve in plain.curves.items():
+        same = np.isclose(curve.mean, tuned.curves[name].mean, rtol=1e-6)
+        if name in ("question", "answer"):
+            assert same[-1] and not same[:-1].any()  # the last layer is the model's own output
+        else:
+            assert same.all()
+    assert "by the tuned lens; guessing takes" in table(tuned)
+    assert tuned.as_dict()["reader"] == "tuned_lens"
+    with pytest.raises(PivotuneError, match="reader: got 'lens'"):
+        choose_layers(run.model, run.tokenizer, examples, reader="lens")

@@ -37,7 +37,7 @@ def test_the_middle_is_found(layers: int, begins: int, peaks: int) -> None:
 
 
 def test_the_middle_of_gemma() -> None:
-    """MEXA of Gemma-3-270M on Chinese, last token (docs/layers.md)."""
+    """A curve like that of Gemma-3-270M on Chinese, last token."""
     shares = np.array([0, 0, 1, 2, 3, 4, 8, 28, 36, 55, 68, 58, 55, 52, 50, 48, 47, 46]) / 100
     choice = find_middle(drawn(shares))
     assert abs(choice.conversion_layer - 9) <= 1

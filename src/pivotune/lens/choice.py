@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,16 @@ from pivotune.data.prompts import prompt_only
 from pivotune.errors import PivotuneError, check_choice, check_number
 from pivotune.files import make_folder, write_text
 from pivotune.lens.curve import LayerCurve
-from pivotune.lens.reading import Reader
 from pivotune.lens.rule import LayerChoice, find_layers
 from pivotune.lens.signal_rules import find_middle, find_readable
 from pivotune.lens.survey import MEASURES, MEXA, TOKENS, Question, survey, work
+from pivotune.lens.tuned import TunedLens, fit_texts, fit_tuned_lens
 from pivotune.plotting import COLORS, GREY, new_panels, save
 from pivotune.tables import table as text_table
 from pivotune.taps import evaluating
 from pivotune.tokens import within_context
+
+READERS = ("logit_lens", "tuned_lens")
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,14 @@ class Layers:
             were not measured is not there.
         vocab_size: V.
         tied: whether the output head is the matrix of the input embeddings.
+        reader: by which English was read, of `READERS`.
     """
 
     curves: Mapping[str, LayerCurve]
     rules: Mapping[str, LayerChoice]
     vocab_size: int
     tied: bool
+    reader: str = "logit_lens"
 
     def of(self, signal: str, pooling: str = "mean") -> LayerChoice:
         """The layers for a signal: by the entropy where it has its two drops, else by the signal's own rule.
@@ -82,6 +87,7 @@ class Layers:
             "vocabulary": self.vocab_size,
             "guessing": round(math.log(self.vocab_size), 6),
             "tied_embeddings": self.tied,
+            "reader": self.reader,
             "rules": {name: rule.as_dict() for name, rule in self.rules.items()},
             "unit": "nats; of MEXA, the share of pairs",
             "interval": "95 % over examples: Student's t, of MEXA Wilson's",
@@ -102,6 +108,7 @@ def choose_layers(
     max_length: int = 512,
     seed: int = 0,
     measures: Sequence[str] = MEASURES,
+    reader: str = "logit_lens",
     progress: bool = False,
 ) -> Layers:
     """What the layers of a model say on questions that are not English, and the layers to supervise.
@@ -119,6 +126,7 @@ def choose_layers(
         max_length: tokens of a prompt that are read.
         seed: of the drawing and of the bootstrap.
         measures: beside the entropy: similarity (MEXA), reading.
+        reader: of English: logit_lens; or tuned_lens, fitted at every layer on these examples by least squares.
         progress: show a bar.
 
     Raises:
@@ -132,12 +140,7 @@ def choose_layers(
         (language,) = read_languages("language", [language])
     target, english = _drawn(examples, language, limit, seed)
     encoder = PromptEncoder(tokenizer, style)
-    texts = _encoded(encoder, [(one.text, one.where) for one in target])
-    counterparts = iter(_with_answers(encoder, [(one.english, one.where) for one in target if one.english is not None]))
-    questions = [
-        Question(one.language, text, None if one.english is None else next(counterparts))
-        for one, text in zip(target, texts, strict=True)
-    ]
+    questions = questions_of(encoder, target)
     return choose_from_questions(
         model,
         questions,
@@ -147,6 +150,7 @@ def choose_layers(
         max_length=within_context(model, tokenizer, max_length),
         seed=seed,
         measures=measures,
+        reader=reader,
         progress=progress,
     )
 
@@ -156,7 +160,7 @@ def choose_from_questions(
     questions: Sequence[Question],
     english: Sequence[Encoded] = (),
     *,
-    reader: Reader | None = None,
+    reader: str = "logit_lens",
     tokens: int | None = TOKENS,
     batch_size: int = 8,
     max_length: int = 512,
@@ -164,12 +168,20 @@ def choose_from_questions(
     measures: Sequence[str] = MEASURES,
     progress: bool = False,
 ) -> Layers:
-    """As `choose_layers`, from encoded questions, and English prompts for contrast; `reader` as in `survey`."""
+    """As `choose_layers`, from encoded questions, and English prompts for contrast."""
     check_number("batch_size", batch_size, 1, whole=True)
     check_number("max_length", max_length, 1, whole=True)
     for name in measures:
         check_choice("measures", name, MEASURES)
+    check_choice("reader", reader, READERS)
     anatomy = Anatomy(model)
+    lens = None
+    if reader == "tuned_lens" and "reading" in measures:
+        lens = TunedLens(range(1, anatomy.num_layers), anatomy.hidden_size, next(anatomy.head.parameters()))
+        texts = fit_texts(questions, seed)
+        with tqdm(total=len(texts), desc="fitting the tuned lens", unit="text", disable=not progress) as bar:
+            # Least squares alone: at every layer, the steps on the KL would take too long for a look.
+            fit_tuned_lens(model, lens, texts, batch_size=batch_size, seed=seed, steps=0, progress=bar.update)
     with (
         evaluating(model),
         tqdm(total=work(questions, english, measures), desc="reading", unit="text", disable=not progress) as bar,
@@ -179,7 +191,7 @@ def choose_from_questions(
             questions,
             english,
             measures=measures,
-            reader=reader,
+            reader=None if lens is None else partial(lens.logits, anatomy),
             tokens=tokens,
             batch_size=batch_size,
             max_length=max_length,
@@ -194,7 +206,7 @@ def choose_from_questions(
         answer = curves.get("answer", curves["question"][:0])
         rules["logits"] = find_readable(curves["question"], answer, anatomy.vocab_size, seed=seed)
     found = {name: LayerCurve(curves[name]) for name in _LOOKS if name in curves}
-    return Layers(found, rules, anatomy.vocab_size, anatomy.tied)
+    return Layers(found, rules, anatomy.vocab_size, anatomy.tied, "logit_lens" if lens is None else reader)
 
 
 def _drawn(
@@ -237,6 +249,17 @@ class Reservoir:
         return [item for _, item in sorted(self._kept, key=lambda entry: entry[0])]
 
 
+def questions_of(encoder: PromptEncoder, examples: Sequence[ParallelExample]) -> list[Question]:
+    """Prompts, and English counterparts with their answers."""
+    texts = _encoded(encoder, [(one.text, one.where) for one in examples])
+    paired = [(one.english, one.where) for one in examples if one.english is not None]
+    counterparts = iter(_with_answers(encoder, paired))
+    return [
+        Question(one.language, text, None if one.english is None else next(counterparts))
+        for one, text in zip(examples, texts, strict=True)
+    ]
+
+
 def _encoded(encoder: PromptEncoder, texts: Sequence[tuple[Text, str]]) -> list[Encoded]:
     """Prompts alone."""
     return encoder.tokenize([encoder.render(prompt_only(text), where) for text, where in texts])
@@ -269,11 +292,9 @@ def table(layers: Layers) -> str:
         heads.append(f"{name}, {'%' if share else 'nats'}")
         columns.append([_cell(*one, 100 if share else 1) for one in curve.intervals])
     rows = [[str(layer), *cells] for layer, cells in enumerate(zip(*columns, strict=True), start=1)]
-    lines = [
-        text_table(heads, rows),
-        "± half the 95 % interval. question, answer: nats per English token behind the prompt; ",
-    ]
-    lines[-1] += f"guessing takes ln {layers.vocab_size} = {math.log(layers.vocab_size):.2f}."
+    by, guess = layers.reader.replace("_", " "), f"{layers.vocab_size} = {math.log(layers.vocab_size):.2f}"
+    about = f"question, answer: nats per English token behind the prompt, by the {by}; guessing takes ln {guess}"
+    lines = [text_table(heads, rows), f"± half the 95 % interval. {about}."]
     if layers.tied:
         lines.append(
             "Input embeddings and output head are one matrix (tied), so at lower layers the logit lens mostly says the "

@@ -11,7 +11,7 @@ from pivotune.data.languages import read_languages
 from pivotune.data.prompts import STYLES
 from pivotune.errors import check_choice, check_number, check_seed
 from pivotune.files import check_output_file
-from pivotune.lens.choice import Layers, choose_layers, stem, table, write_layers
+from pivotune.lens.choice import READERS, Layers, choose_layers, stem, table, write_layers
 from pivotune.lens.survey import TOKENS
 
 
@@ -30,6 +30,7 @@ def layers(
     batch_size: int = 8,
     max_length: int = 512,
     seed: int = 0,
+    reader: str = "logit_lens",
 ) -> Layers:
     """`pivotune layers`: entropy, MEXA and reading of English per layer, and the layers to supervise.
 
@@ -49,6 +50,7 @@ def layers(
         batch_size: prompts per forward pass.
         max_length: tokens of a prompt that are read.
         seed: of the drawing and of the bootstrap.
+        reader: of the English question and answer: logit_lens; or tuned_lens, as in training, fitted at every layer.
 
     Returns:
         What was found, which is also printed.
@@ -58,6 +60,7 @@ def layers(
     check_number("batch_size", batch_size, 1, whole=True)
     check_number("max_length", max_length, 1, whole=True)
     check_seed("seed", seed)
+    check_choice("reader", reader, READERS)
     if style is not None:
         check_choice("style", style, STYLES)
     if output is not None:
@@ -79,6 +82,7 @@ def layers(
         batch_size=batch_size,
         max_length=max_length,
         seed=seed,
+        reader=reader,
         progress=True,
     )
     print(table(found))

@@ -12,8 +12,9 @@ Shapes in names: K layers with a map, N tokens, n of them at a time, d hidden si
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from pivotune.anatomy import Anatomy
 from pivotune.data.collate import padded_ids
 from pivotune.errors import PivotuneError
 from pivotune.lens.activations import draw_tokens
+from pivotune.lens.survey import Question
 from pivotune.losses import LOGITS_PER_CHUNK
 from pivotune.taps import Tap, evaluating
 
@@ -76,7 +78,9 @@ class TunedLens(nn.Module):
         self.register_buffer("bias", torch.zeros(count, size, dtype=dtype, device=like.device))
 
     def mapped(self, layer: int, states_nd: Tensor) -> Tensor:
-        """What stands for `h_L`: (n, d), in the dtype of the states."""
+        """What stands for `h_L`: (n, d), in the dtype of the states. Those of a layer without a map stay."""
+        if layer not in self.layers:
+            return states_nd
         k = self.layers.index(layer)
         wide_nd = states_nd.to(self.weight.dtype)
         return (wide_nd + wide_nd @ self.weight[k] + self.bias[k]).to(states_nd.dtype)
@@ -116,6 +120,25 @@ class LensFit:
         return {"tokens": self.tokens, "held_out_tokens": self.held_out, "kl": by_lens}
 
 
+def fit_texts(questions: Sequence[Question], seed: int) -> list[FitText]:
+    """Texts of the kinds that are read, one of each drawn question, so that no text is both fitted and tested on: the
+    target text or, in turn where there is English, its prompt with the English question or with the English answer, or
+    the English text."""
+    enough = (FIT_TOKENS + HELD_OUT_TOKENS) // 4
+    drawn = random.Random(seed).sample(range(len(questions)), min(len(questions), enough))
+    return [_text(questions[number], turn) for turn, number in enumerate(drawn)]
+
+
+def _text(one: Question, turn: int) -> FitText:
+    target, english = one.target, one.english
+    if english is None or turn % 4 == 0:
+        return FitText(target.prompt_ids + target.answer_ids, target.question_start)
+    if turn % 4 == 3:
+        return FitText(english.prompt_ids + english.answer_ids, english.question_start)
+    asked = english.prompt_ids[english.question_start : english.question_end]
+    return FitText(target.prompt_ids + (asked if turn % 4 == 1 else english.answer_ids), len(target.prompt_ids) - 1)
+
+
 def fit_tuned_lens(
     model: nn.Module,
     lens: TunedLens,
@@ -131,7 +154,7 @@ def fit_tuned_lens(
     Args:
         model: a causal LM that `pivotune.anatomy` knows; it is read where it is and left as it was.
         lens: on the model's device.
-        texts: in any order; as many are read as the tokens need.
+        texts: in any order; as many are read as the tokens need, and of each as much as the model's context takes.
         batch_size: texts per forward pass.
         seed: of the drawing.
         steps: of Adam.
@@ -146,7 +169,9 @@ def fit_tuned_lens(
         )
     anatomy = Anatomy(model)
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = max(1, round(len(texts) * HELD_OUT_TOKENS / (HELD_OUT_TOKENS + FIT_TOKENS)))
+    count = max(1, len(texts) // 8)
+    context = getattr(anatomy.lm.config, "max_position_embeddings", None)
+    texts = [replace(one, ids=one.ids[:context]) for one in texts]
     held_out, fitted = ([texts[number] for number in part] for part in (order[:count], order[count:]))
     with evaluating(model):
         tests = collect_states(anatomy, lens.layers, held_out, HELD_OUT_TOKENS, batch_size, seed, progress)
@@ -215,11 +240,11 @@ def fit_on_states(
     lens.bias.zero_()
     before = held_out_kl(anatomy, lens, held_out)
     best = _Best(lens, before)
-    problems = [_LeastSquares(hidden_Nd, states.final) for hidden_Nd in states.hidden]
-    for ridge in RIDGES:
-        for k, problem in enumerate(problems):
+    for k in range(len(lens.layers)):
+        problem = _LeastSquares(states.hidden[k], states.final)
+        for ridge in RIDGES:
             lens.weight[k], lens.bias[k] = problem.solve(ridge)
-        best.look(held_out_kl(anatomy, lens, held_out))
+            best.look(k, held_out_kl(anatomy, lens, held_out, [k])[0])
     best.restore()
     _descend(anatomy, lens, states, held_out, best, seed, steps)
     best.restore()
@@ -239,9 +264,9 @@ class _Best:
         self._lens, self.kl_K = lens, kl_K.clone()
         self._weight, self._bias = lens.weight.clone(), lens.bias.clone()
 
-    def look(self, kl_K: Tensor) -> None:
-        for k in (kl_K < self.kl_K).nonzero()[:, 0].tolist():
-            self.kl_K[k] = kl_K[k]
+    def look(self, k: int, kl: Tensor) -> None:
+        if kl < self.kl_K[k]:
+            self.kl_K[k] = kl
             self._weight[k], self._bias[k] = self._lens.weight[k], self._lens.bias[k]
 
     def restore(self) -> None:
@@ -250,15 +275,17 @@ class _Best:
 
 
 @torch.no_grad()
-def held_out_kl(anatomy: Anatomy, lens: TunedLens, states: States) -> Tensor:
-    """Mean KL(final || read) of each layer: (K,) nats, float64 on the CPU."""
-    total_K = torch.zeros(len(lens.layers), dtype=torch.float64)
+def held_out_kl(anatomy: Anatomy, lens: TunedLens, states: States, maps: Sequence[int] | None = None) -> Tensor:
+    """Mean KL(final || read) of each layer, or of these of the K maps: (K,) nats, float64 on the CPU."""
+    maps = range(len(lens.layers)) if maps is None else maps
+    total_K = torch.zeros(len(maps), dtype=torch.float64)
     rows = max(1, LOGITS_PER_CHUNK // anatomy.vocab_size)
     for start in range(0, len(states.final), rows):
         here = slice(start, start + rows)
         wanted_nV = _log_probabilities(anatomy.frozen_lens(states.final[here]))
-        for k, layer in enumerate(lens.layers):
-            total_K[k] += _kl(wanted_nV, lens.logits(anatomy, layer, states.hidden[k, here])).cpu().double()
+        for place, k in enumerate(maps):
+            read_nV = lens.logits(anatomy, lens.layers[k], states.hidden[k, here])
+            total_K[place] += _kl(wanted_nV, read_nV).cpu().double()
     return total_K / len(states.final)
 
 
@@ -342,4 +369,5 @@ def _descend(
                 lens.weight.copy_(weight_Kdd + added_Kdd)
                 added_Kd = shift_Kd * final_std_d - torch.einsum("kd,kde->ke", mean_Kd, added_Kdd)
                 lens.bias.copy_(bias_Kd + added_Kd)
-            best.look(held_out_kl(anatomy, lens, held_out))
+            for k, kl in enumerate(held_out_kl(anatomy, lens, held_out)):
+                best.look(k, kl)

@@ -14,10 +14,11 @@ from torch import nn
 from pivotune.checkpoint import INFO, TENSORS, load_run
 from pivotune.data import read_examples, tokenize_examples
 from pivotune.errors import PivotuneError
+from pivotune.lens.tuned import fit_texts
 from pivotune.method import Method
 from pivotune.objectives import DeepSupervisionConfig
 from pivotune.objectives.deep_supervision import reader as module
-from pivotune.objectives.deep_supervision.reader import fit_texts
+from pivotune.objectives.deep_supervision.settle import question_of
 from pivotune.training import train
 from tests.batches import random_batch
 from tests.families import FAMILIES, tiny
@@ -134,7 +135,7 @@ def test_the_texts_are_of_the_kinds_that_training_reads(base: Path, data: Path) 
     run = load_run(base)
     examples, _ = read_examples(data)
     dataset, _ = tokenize_examples(examples, run.tokenizer, "plain", 128)
-    texts = fit_texts(dataset, 0)
+    texts = fit_texts([question_of(row) for row in dataset], 0)
     assert len(texts) == len(dataset)
     prompts = [tuple(row["input_ids"][: row["prompt_length"]]) for row in dataset]
     english = {tuple(row["english_answer_ids"]) for row in dataset if row["english_answer_ids"] is not None}

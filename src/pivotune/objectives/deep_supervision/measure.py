@@ -23,6 +23,7 @@ from pivotune.lens import panels
 from pivotune.lens.activations import Activations, PairActivations
 from pivotune.lens.panels import BLUE, VERMILION
 from pivotune.lens.reading import english_nats, has_tokens
+from pivotune.lens.tuned import TunedLens
 from pivotune.losses import LOGITS_PER_CHUNK, cosine
 from pivotune.uncertainty import Tables
 
@@ -85,9 +86,10 @@ class SupervisionMeasure:
         answered_P = has_tokens(answer_PK)
         self._pairs += len(answered_P)
         self._skipped += int((~answered_P).sum())
-        tables = {"question_nats": self._nats(batch, english_question(batch))}
+        tuned = activations.target.tuned
+        tables = {"question_nats": self._nats(batch, english_question(batch), tuned)}
         if answered_P.any():
-            tables["answer_nats"] = self._nats(batch, answer_PK)[answered_P]
+            tables["answer_nats"] = self._nats(batch, answer_PK, tuned)[answered_P]
         return tables | self._cosines(activations.target, activations.english)
 
     def finish(self) -> Tables:
@@ -97,10 +99,12 @@ class SupervisionMeasure:
         """`pairs`, and `skipped`: those of them that have no English answer."""
         return {"pairs": self._pairs, "skipped": self._skipped}
 
-    def _nats(self, batch: Batch, english_PK: Tensor) -> Tensor:
+    def _nats(self, batch: Batch, english_PK: Tensor, tuned: TunedLens | None) -> Tensor:
         """Nats per English token behind the target prompt: (P, L); NaN for a row without tokens."""
 
         def reader(layer: int, states_nd: Tensor) -> Tensor:
+            if tuned is not None:
+                return tuned.logits(self.anatomy, layer, states_nd)
             return self.anatomy.frozen_lens(states_nd, final_norm=self.final_norm)
 
         return english_nats(

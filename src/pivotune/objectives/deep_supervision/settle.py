@@ -76,7 +76,7 @@ def _choose(options: DeepSupervisionConfig, before: BeforeTraining) -> Layers:
         )
     drawn = sorted(random.Random(args.seed).sample(others, min(len(others), AUTO_EXAMPLES)))
     sample = [rows[number] for number in drawn]
-    questions = [Question(row["language"], *_sides(row)) for row in sample]
+    questions = [question_of(row) for row in sample]
     signals = {options.language_conversion, options.english_thinking}
     measures = [name for signal, name in (("feature", "similarity"), ("logits", "reading")) if signal in signals]
     home = next(model.parameters()).device
@@ -89,6 +89,7 @@ def _choose(options: DeepSupervisionConfig, before: BeforeTraining) -> Layers:
             max_length=max(len(one.prompt_ids) + len(one.answer_ids) for one in prompts),
             seed=args.seed,
             measures=measures,
+            reader=options.reader,
             progress=not args.disable_tqdm,
         )
     except torch.OutOfMemoryError as error:
@@ -100,11 +101,11 @@ def _choose(options: DeepSupervisionConfig, before: BeforeTraining) -> Layers:
         model.to(home)
 
 
-def _sides(row: Mapping[str, Any]) -> tuple[Encoded, Encoded | None]:
-    """The prompt and, where there is one, its English counterpart with its answer."""
+def question_of(row: Mapping[str, Any]) -> Question:
+    """A tokenised row of the training data."""
     end = row["prompt_length"]
     target = Encoded(row["input_ids"][:end], row["input_ids"][end:], row["question_start"], row["question_end"])
     if row["english_prompt_ids"] is None:
-        return target, None
+        return Question(row["language"], target)
     span = row["english_question_start"], row["english_question_end"]
-    return target, Encoded(row["english_prompt_ids"], row["english_answer_ids"], *span)
+    return Question(row["language"], target, Encoded(row["english_prompt_ids"], row["english_answer_ids"], *span))
