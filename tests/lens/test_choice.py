@@ -146,7 +146,7 @@ def made_up(**rules: LayerChoice) -> Layers:
 def test_what_is_shown(tmp_path: Path) -> None:
     layers = made_up()
     shown = table(layers)
-    assert shown.splitlines()[0].split("   ")[:2] == ["layer", "entropy, nats"]
+    assert shown.splitlines()[0].split() == ["layer", "entropy", "MEXA", "last", "question", "answer"]
     assert "guessing takes ln 1000 = 6.91" in shown and "one matrix (tied)" in shown
     assert "The same layers, each within one, in 100 % of the resamples. Runner-up: 2 and " in shown
     assert shown.endswith("conversion_layer: 2, thinking_layer: 15 (the two drops, for both signals)")
@@ -192,7 +192,7 @@ def test_english_read_by_a_tuned_lens(base: Path, data: Path) -> None:
             assert same[-1] and not same[:-1].any()  # the last layer is the model's own output
         else:
             assert same.all()
-    assert "by the tuned lens; guessing takes" in table(tuned)
+    assert "read by the tuned lens; guessing takes" in table(tuned)
     assert tuned.as_dict()["reader"] == "tuned_lens"
     with pytest.raises(PivotuneError, match="reader: got 'lens'"):
         choose_layers(run.model, run.tokenizer, examples, reader="lens")

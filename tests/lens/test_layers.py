@@ -81,7 +81,7 @@ def test_the_command_reads_published_rows(
     made = [{"frage": f"问{n}", "lang": "cmn", "question_en": f"ask {n}", "source": "s"} for n in range(6)]
     data = write_rows(tmp_path / "data.jsonl", made)
     layers(str(base), data=str(data), language=language, columns={"frage": "instruction"})
-    assert "entropy, English" in capsys.readouterr().out
+    assert "of English" in capsys.readouterr().out
     assert "rows with a field 'source' that was not read: 6" in caplog.text
     with pytest.raises(PivotuneError, match=r"data\.jsonl:1: .*--columns"):
         layers(str(base), data=str(data))

@@ -85,7 +85,7 @@ def test_entropy_is_that_of_the_questions(folder: Path, report: dict[str, Any]) 
 def test_read_by_a_tuned_lens(folder: Path, report: dict[str, Any]) -> None:
     """Of each model its own; the last layer is the model itself, and similarity reads nothing."""
     pairs = read_prompts(folder / "pairs.jsonl")
-    tuned = inspect(opened(folder, "deep"), iter(pairs), opened(folder, "base"), reader="tuned_lens")
+    tuned = inspect(opened(folder, "deep"), iter(pairs), opened(folder, "base"), block=16, reader="tuned_lens")
     assert (report["reader"], report["tuned_lens"], tuned["reader"]) == ("logit_lens", {}, "tuned_lens")
     for role in ("run", "baseline"):
         kl = tuned["tuned_lens"][role]["kl"]

@@ -283,18 +283,30 @@ _SIGNALS = {
 }
 
 
+_HEADS = {
+    "entropy": "entropy",
+    "entropy, English": "of English",
+    "MEXA, mean": "MEXA mean",
+    "MEXA, last token": "MEXA last",
+    "question": "question",
+    "answer": "answer",
+}
+
+
 def table(layers: Layers) -> str:
     """Curves and what the rules find, as text."""
     heads = ["layer"]
     columns = []
     for name, curve in layers.curves.items():
-        share = curve.values.dtype == bool
-        heads.append(f"{name}, {'%' if share else 'nats'}")
-        columns.append([_cell(*one, 100 if share else 1) for one in curve.intervals])
+        heads.append(_HEADS[name])
+        columns.append([_cell(*one, share=curve.values.dtype == bool) for one in curve.intervals])
     rows = [[str(layer), *cells] for layer, cells in enumerate(zip(*columns, strict=True), start=1)]
     by, guess = layers.reader.replace("_", " "), f"{layers.vocab_size} = {math.log(layers.vocab_size):.2f}"
-    about = f"question, answer: nats per English token behind the prompt, by the {by}; guessing takes ln {guess}"
-    lines = [text_table(heads, rows), f"± half the 95 % interval. {about}."]
+    lines = [
+        text_table(heads, rows),
+        "Nats, and % of pairs; ± half the 95 % interval. question, answer: per English token behind the prompt, read "
+        f"by the {by}; guessing takes ln {guess}.",
+    ]
     if layers.tied:
         lines.append(
             "Input embeddings and output head are one matrix (tied), so at lower layers the logit lens mostly says the "
@@ -331,11 +343,11 @@ def _said(choice: LayerChoice) -> str:
     return said
 
 
-def _cell(mean: float, low: float, high: float, factor: float) -> str:
+def _cell(mean: float, low: float, high: float, share: bool) -> str:
     """One example of numbers has no interval."""
-    digits = 0 if factor == 100 else 2
+    factor, digits, unit = (100, 0, " %") if share else (1, 2, "")
     width = "" if math.isnan(low) else f" ±{factor * (high - low) / 2:.{digits}f}"
-    return f"{factor * mean:.{digits}f}{width}"
+    return f"{factor * mean:.{digits}f}{width}{unit}"
 
 
 def write_layers(layers: Layers, output: str | Path, title: str = "", chosen: LayerChoice | None = None) -> list[Path]:

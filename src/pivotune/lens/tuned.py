@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,13 +121,18 @@ class LensFit:
         return {"tokens": self.tokens, "held_out_tokens": self.held_out, "kl": by_lens}
 
 
-def fit_texts(questions: Sequence[Question], seed: int) -> list[FitText]:
-    """Texts of the kinds that are read, one of each drawn question, so that no text is both fitted and tested on: the
-    target text or, in turn where there is English, its prompt with the English question or with the English answer, or
-    the English text."""
+def fit_texts(rows: Sequence[Any], seed: int, made: Callable[[Any], Question] | None = None) -> list[FitText]:
+    """Texts of the kinds that training reads, one of each drawn row, so that no text is both fitted and tested on.
+
+    They are the target text or, in turn where there is English, its prompt with the English question or with the English
+    answer, or the English text.
+
+    Args:
+        rows: questions, or what `made` makes one of.
+    """
     enough = (FIT_TOKENS + HELD_OUT_TOKENS) // 4
-    drawn = random.Random(seed).sample(range(len(questions)), min(len(questions), enough))
-    return [_text(questions[number], turn) for turn, number in enumerate(drawn)]
+    drawn = random.Random(seed).sample(range(len(rows)), min(len(rows), enough))
+    return [_text(rows[number] if made is None else made(rows[number]), turn) for turn, number in enumerate(drawn)]
 
 
 def _text(one: Question, turn: int) -> FitText:

@@ -135,7 +135,7 @@ def test_the_texts_are_of_the_kinds_that_training_reads(base: Path, data: Path) 
     run = load_run(base)
     examples, _ = read_examples(data)
     dataset, _ = tokenize_examples(examples, run.tokenizer, "plain", 128)
-    texts = fit_texts([question_of(row) for row in dataset], 0)
+    texts = fit_texts(dataset, 0, question_of)
     assert len(texts) == len(dataset)
     prompts = [tuple(row["input_ids"][: row["prompt_length"]]) for row in dataset]
     english = {tuple(row["english_answer_ids"]) for row in dataset if row["english_answer_ids"] is not None}

@@ -24,7 +24,7 @@ def fit_reader(reader: TunedLens, before: BeforeTraining) -> dict[str, Any]:
     def fit() -> tuple[dict[str, Any], Tensor, Tensor]:
         model, args = before.model, before.args
         home = next(model.parameters()).device
-        texts = fit_texts([question_of(row) for row in before.rows], args.seed)
+        texts = fit_texts(before.rows, args.seed, question_of)
         try:
             lens = reader.to(args.device)
             with tqdm(desc="fitting the tuned lens", unit="text", disable=args.disable_tqdm) as bar:
