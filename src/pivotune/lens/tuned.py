@@ -124,8 +124,8 @@ class LensFit:
 def fit_texts(rows: Sequence[Any], seed: int, made: Callable[[Any], Question] | None = None) -> list[FitText]:
     """Texts of the kinds that training reads, one of each drawn row, so that no text is both fitted and tested on.
 
-    They are the target text or, in turn where there is English, its prompt with the English question or with the English
-    answer, or the English text.
+    They are the target text or, in turn where there is English, its prompt with the English question or with the
+    English answer, or the English text.
 
     Args:
         rows: questions, or what `made` makes one of.
