@@ -75,7 +75,7 @@ def survey(
         tokens: how many tokens the head reads for each curve at each layer; None reads all.
         batch_size: prompts per forward pass.
         max_length: longer prompts are read up to this many tokens; those whose question begins later are left out. Both
-            are counted in a warning. So are pairs whose prompt leaves no room for the English question.
+            are counted in a warning. English is read only behind prompts that leave room for the question.
         seed: of the tokens' drawing.
         progress: is told how many texts have been read; `work` says of how many.
 
