@@ -31,6 +31,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "sft": {},
     "deep_supervision": {},
     "feature": {},
+    "tuned_lens": {},  # fitted by one rank, on the model before it is sharded
     "auto": {},  # layers chosen by one rank, on the model before it is sharded
     "cc_tuning": {},
     "both": {},
@@ -42,7 +43,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "resumed": {"max_steps": 3, "save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", "adam_epsilon": 1.0},
 }
 METHOD = {"sft": "sft", "cc_tuning": "cc_tuning"} | dict.fromkeys(
-    ("deep_supervision", "feature", "auto"), "deep_supervision"
+    ("deep_supervision", "feature", "tuned_lens", "auto"), "deep_supervision"
 )
 
 
@@ -73,6 +74,8 @@ def job(name: str, folder: Path, kind: str, ranks: int, **changed: Any) -> RunCo
     )
     if name == "feature":
         config.objectives = [FEATURE]
+    if name == "tuned_lens":
+        config.objectives = [DeepSupervisionConfig(conversion_layer=1, thinking_layer=2, reader="tuned_lens")]
     if name == "auto":
         config.objectives = [DeepSupervisionConfig(conversion_layer="auto", thinking_layer="auto")]
     if name == "lora":

@@ -248,7 +248,8 @@ def measure(folder: Path, where: Mapping[str, Any], split: str, seeds: int, vari
     model_folder = _trained(variant, world, place / "base")
     records = [record for language in languages for record in world.examples("training", language)]
     opened = load_run(str(model_folder), dtype=torch.float32, device="cpu")
-    choice = choose(opened.model, opened.tokenizer, records)
+    layers = choose(opened.model, opened.tokenizer, records)
+    choice = layers.rules["entropy"]
     questions = {split: {language: list(world.examples(split, language)) for language in LANGUAGES}}
     # The wording does not rotate here: what is asked is whether the fact is found by the subject's own name.
     foreign: dict[str, list[int]] = {}
@@ -262,7 +263,7 @@ def measure(folder: Path, where: Mapping[str, Any], split: str, seeds: int, vari
         lent = carried(Anatomy(opened.model), opened.tokenizer, own_name)
     found: dict[str, Any] = {
         "choice": [choice.conversion_layer, choice.thinking_layer, choice.found],
-        "entropy": [float(value) for value in choice.curves["target"].mean],
+        "entropy": [float(value) for value in layers.curves["entropy"].mean],
         "foreign": foreign,
         "carried": {
             place: {language: _right(said, own_name[language], language) for language, said in of_language.items()}

@@ -30,7 +30,7 @@ from pivotune.checkpoint import load_run
 from pivotune.data import tokenize_examples
 from pivotune.lab.settings import ANSWER_TOKENS, INSIDE_PAIRS, MAX_LENGTH, STYLE, TRAINING
 from pivotune.lab.trial import Record, choose, item, parallel, spread, train_row
-from pivotune.lens import LayerChoice
+from pivotune.lens import Layers
 
 FORMAT = 1  # of a result; raise it where old results must not be read any more
 
@@ -188,13 +188,14 @@ class Lab:
         return run.model, run.tokenizer
 
     @cached_property
-    def choice(self) -> LayerChoice:
-        """The layers that `auto` stands for: chosen once, on the base, from the training questions."""
+    def choice(self) -> Layers:
+        """What the paper's rule chooses from: looked at once, on the base, from the training questions."""
         return choose(*self._opened, self.training_records("target", 0))
 
     @property
     def layers(self) -> tuple[int, int]:
-        return self.choice.conversion_layer, self.choice.thinking_layer
+        choice = self.choice.rules["entropy"]
+        return choice.conversion_layer, choice.thinking_layer
 
 
 # Running -------------------------------------------------------------------------------------------------------------

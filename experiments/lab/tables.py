@@ -17,7 +17,7 @@ from experiments.lab.rows import BASE, BROKEN, TFT, GridSetting, by_name
 from experiments.pages import origin, percent, points
 from pivotune import uncertainty
 from pivotune.errors import PivotuneError
-from pivotune.lens import LayerChoice
+from pivotune.lens import Layers
 from pivotune.plotting import new_figure, save
 from pivotune.tables import table
 from pivotune.uncertainty import Interval
@@ -233,11 +233,12 @@ def learning_rates(
 
 def layers(
     pairs: Mapping[tuple[int, int], Row],
-    choice: LayerChoice,
+    chosen: Layers,
     languages: Sequence[str],
     figure: Path,
 ) -> str:
     """The entropy curve, what the rule chose, the sweep over all pairs, and whether the rule came near the best."""
+    choice = chosen.rules["entropy"]
     picked = choice.conversion_layer, choice.thinking_layer
     tables = {
         split: {pair: row.answers(split, ALL, languages) for pair, row in pairs.items()}
@@ -263,7 +264,7 @@ def layers(
             f"* {_pair(pair)}, {what}: {percent(uncertainty.interval(held[pair]))}. It leads the rule's pair by "
             f"{points(gap)} points, p (method) {_p(p)}: the rule's pair is **{verdict}** it."
         )
-    curve = choice.curves["target"]
+    curve = chosen.curves["entropy"]
     confidence = "" if choice.confidence is None else f"; {100 * choice.confidence:.0f} % of the resamples agree"
     entropy = table(
         ["layer", *map(str, range(1, len(curve.mean) + 1))],

@@ -175,6 +175,11 @@ class Anatomy:
     def head(self) -> nn.Module:
         return attrgetter(self.family.head)(self.lm)
 
+    @property
+    def tied(self) -> bool:
+        """Whether the output head is the matrix of the input embeddings."""
+        return getattr(self.head, "weight", None) is getattr(self.embed, "weight", 0)
+
     def layer(self, number: int) -> nn.Module:
         """Decoder layer `number`, counted 1..L as the papers do."""
         return self.layers[number - 1]

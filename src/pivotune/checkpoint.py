@@ -687,6 +687,11 @@ def restore(method: Method, folder: str | Path) -> None:
         weights = _own_weights(type(model), folder, dtype=model.dtype).state_dict()
         _check_fit(folder, weights, model.state_dict())
         model.load_state_dict(weights)
+    restore_own_tensors(method, folder)
+
+
+def restore_own_tensors(method: Method, folder: str | Path) -> None:
+    """The objectives' own tensors alone, as in `restore`."""
     own = {name.removeprefix("objectives."): value for name, value in method.own_tensors().items()}
     if own:
         saved = load_tensors(folder, own)

@@ -99,10 +99,7 @@ class Plan:
         settled, writes = [], []
         for options in self.objectives:
             name = objective_of(options).name
-            known = name in self.record.get("objectives", {})
-            record = (self.record["objectives"][name], self.record.get("found", {}).get(name, {})) if known else None
-            title = Path(self.config.model.path).name
-            one = objective_of(options).settle(options, BeforeTraining(model, self.rows, self.args, record, title))
+            one = objective_of(options).settle(options, self._before(name, model))
             then, now = dataclasses.asdict(options), dataclasses.asdict(one.options)
             if changed := {option: value for option, value in then.items() if now[option] != value}:
                 asked[name] = changed
@@ -113,6 +110,20 @@ class Plan:
         info = {**self.info, "asked": asked, "found": found}
         return dataclasses.replace(self, objectives=settled, info=info, writes=writes)
 
+    def prepare(self, method: Method) -> Plan:
+        """With the objectives' own tensors filled as far as they come before training."""
+        if self.begun is not None:
+            checkpoint.restore_own_tensors(method, self.begun)
+        found = {part.name: part.prepare(self._before(part.name, method.model)) for part in method.parts}
+        known = self.info["found"]
+        merged = {name: {**known.get(name, {}), **more} for name, more in found.items() if more}
+        return dataclasses.replace(self, info={**self.info, "found": {**known, **merged}})
+
+    def _before(self, name: str, model: nn.Module) -> BeforeTraining:
+        known = name in self.record.get("objectives", {})
+        record = (self.record["objectives"][name], self.record.get("found", {}).get(name, {})) if known else None
+        return BeforeTraining(model, self.rows, self.args, record, Path(self.config.model.path).name)
+
 
 def _train(config: RunConfig, args: TrainingArguments, begun: Path | None) -> Path:
     plan = _plan(config, args, begun)
@@ -122,9 +133,11 @@ def _train(config: RunConfig, args: TrainingArguments, begun: Path | None) -> Pa
     model = _load_model(config)
     _fit(config, model, plan.tokenizer, plan.report, plan.rows, plan.eval_rows)
     plan = plan.settle(model)
+    method = Method(model, plan.objectives)
+    plan = plan.prepare(method)
     try:
         trainer = PivotuneTrainer(
-            Method(model, plan.objectives),
+            method,
             args,
             info=dict(plan.info),
             train_dataset=plan.rows,

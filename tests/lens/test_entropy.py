@@ -5,19 +5,23 @@ from __future__ import annotations
 import logging
 import math
 import random
-import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from scipy import stats
+from torch import nn
 
 from pivotune.anatomy import Anatomy
 from pivotune.data import Encoded
 from pivotune.errors import PivotuneError
-from pivotune.lens.entropy import EntropyCurve, EntropyMeasure, entropy, question_entropies, side_entropies
+from pivotune.lens.curve import LayerCurve
+from pivotune.lens.entropy import EntropyMeasure, entropy, side_entropies
+from pivotune.lens.survey import Question, survey
+from pivotune.taps import evaluating
 from tests.families import FAMILIES, VOCAB, tiny
 from tests.lens.readings import random_pairs, readings, sides, tables_of
 from tests.reference import lens_entropy as reference
@@ -31,6 +35,13 @@ def prompts(count: int = 5, seed: int = 0) -> list[Encoded]:
         start = draw.randrange(len(ids) - 1)
         made.append(Encoded(ids, [], start, draw.randint(start + 1, len(ids))))
     return made
+
+
+def question_entropies(model: nn.Module, texts: Sequence[Encoded], **options: Any) -> np.ndarray:
+    """Of all tokens, as the choice of layers reads them."""
+    with evaluating(model):
+        questions = [Question("zh", one) for one in texts]
+        return survey(Anatomy(model), questions, tokens=None, **options)["entropy"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -117,27 +128,8 @@ def test_the_model_is_left_as_it_was() -> None:
 def test_one_forward_per_batch() -> None:
     model, calls = tiny("llama"), []
     model.model.register_forward_hook(lambda module, args, output: calls.append(1))
-    question_entropies(model, iter(prompts(7)), batch_size=3)
+    question_entropies(model, prompts(7), batch_size=3)
     assert len(calls) == 3
-
-
-def test_memory_does_not_grow_with_the_examples() -> None:
-    model = tiny("llama", dtype=torch.float32)
-
-    def peak(count: int) -> int:
-        def stream() -> Iterator[Encoded]:
-            for _ in range(count):
-                yield Encoded([5, 6, 7, 8] * 8, [], 2, 32)
-
-        tracemalloc.start()
-        question_entropies(model, stream(), batch_size=4)
-        size = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return size
-
-    peak(8)
-    per_example = (peak(400) - peak(40)) / 360
-    assert per_example < 1000  # bytes: the example's entropies, nothing of its states
 
 
 def test_long_prompts_are_cut_and_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -162,13 +154,29 @@ def test_nothing_to_read_and_no_number() -> None:
         tables_of(EntropyMeasure(Anatomy(model)), readings(model, random_pairs(2), [2]))
 
 
-def test_the_interval_is_students() -> None:
+def test_some_tokens() -> None:
+    """Drawn evenly, without bias, and the same for the same seed."""
+    model, texts = tiny("llama"), prompts(6)
+    anatomy, questions = Anatomy(model), [Question("zh", one) for one in texts]
+    with evaluating(model):
+        whole = survey(anatomy, questions, tokens=None)["entropy"]
+        some = [survey(anatomy, questions, tokens=12, seed=seed)["entropy"] for seed in range(200)]
+        again = survey(anatomy, questions, tokens=12, seed=3)["entropy"]
+        plenty = survey(anatomy, questions, tokens=10_000)["entropy"]
+    np.testing.assert_array_equal(again, some[3])
+    np.testing.assert_array_equal(plenty, whole)
+    assert not np.array_equal(some[0], some[1])
+    error = np.std(some, axis=0) / 200**0.5
+    assert (np.abs(np.mean(some, axis=0) - whole) <= 4.5 * error + 1e-9).all()
+
+
+def test_the_intervals() -> None:
     values = np.random.default_rng(0).normal(5, 1, size=(12, 3))
-    curve = EntropyCurve(values)
-    for layer in range(3):
+    for layer, interval in enumerate(LayerCurve(values).intervals):
         low, high = stats.ttest_1samp(values[:, layer], 0).confidence_interval(0.95)
-        assert curve.mean[layer] - curve.half_width[layer] == pytest.approx(low)
-        assert curve.mean[layer] + curve.half_width[layer] == pytest.approx(high)
-    single = EntropyCurve(values[:1])
-    assert np.isnan(single.half_width).all()
-    assert single.as_dict()["low"] is None
+        np.testing.assert_allclose(interval, (values[:, layer].mean(), low, high))
+    shares = values > 5
+    for layer, interval in enumerate(LayerCurve(shares).intervals):
+        low, high = stats.binomtest(int(shares[:, layer].sum()), 12).proportion_ci(method="wilson")
+        np.testing.assert_allclose(interval, (shares[:, layer].mean(), low, high))
+    assert LayerCurve(values[:1]).as_dict()["low"] == [None] * 3

@@ -28,12 +28,13 @@ def test_the_command(base: Path, data: Path, tmp_path: Path, capsys: pytest.Capt
     output = tmp_path / "new" / "zh"
     cli.main(["layers", str(base), "--data", str(data), "--language", "zh", "--output", str(output)])
     printed = capsys.readouterr().out
-    assert "<- i, conversion layer" in printed
-    assert "conversion_layer: 1, thinking_layer: 4" in printed
+    assert "conversion_layer: 1, thinking_layer: 4 (logits signal)" in printed
     content = json.loads(output.with_suffix(".json").read_text())
-    assert content["conversion_layer"] == 1
-    assert len(content["curves"]["target"]["mean"]) == 8
-    for low, mean, high in zip(*(content["curves"]["english"][name] for name in ("low", "mean", "high")), strict=True):
+    assert content["rules"]["logits"]["conversion_layer"] == 1
+    assert len(content["curves"]["entropy"]["mean"]) == 8
+    for low, mean, high in zip(
+        *(content["curves"]["entropy, English"][name] for name in ("low", "mean", "high")), strict=True
+    ):
         assert low < mean < high
     assert output.with_suffix(".png").stat().st_size > 5000
     assert "</svg>" in output.with_suffix(".svg").read_text()
@@ -43,6 +44,7 @@ def test_the_command_refuses(base: Path, data: Path, capsys: pytest.CaptureFixtu
     for arguments, message in (
         (["--language", "vi"], "no question in 'vi'"),
         (["--limit", "-1"], "limit: got -1"),
+        (["--tokens", "-1"], "tokens: got -1"),
         (["--batch_size", "0"], "batch_size: got 0"),
         (["--lang", "zh"], "unknown option 'lang'"),
     ):
@@ -79,7 +81,7 @@ def test_the_command_reads_published_rows(
     made = [{"frage": f"问{n}", "lang": "cmn", "question_en": f"ask {n}", "source": "s"} for n in range(6)]
     data = write_rows(tmp_path / "data.jsonl", made)
     layers(str(base), data=str(data), language=language, columns={"frage": "instruction"})
-    assert "english" in capsys.readouterr().out
+    assert "of English" in capsys.readouterr().out
     assert "rows with a field 'source' that was not read: 6" in caplog.text
     with pytest.raises(PivotuneError, match=r"data\.jsonl:1: .*--columns"):
         layers(str(base), data=str(data))

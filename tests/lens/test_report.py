@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 import torch
 
+from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import Run, load_run
 from pivotune.cli import main
 from pivotune.data import ParallelExample, PromptEncoder, Text, read_prompts
 from pivotune.data.prompts import prompt_only
 from pivotune.errors import PivotuneError
-from pivotune.lens.entropy import question_entropies
-from pivotune.lens.report import files, inspect, lens
+from pivotune.lens.report import files, inspect, lens, text
+from pivotune.lens.survey import Question, survey
+from pivotune.taps import evaluating
 from pivotune.training import train
 from tests.runs import configuration, rows, write_base, write_rows
 
@@ -74,8 +76,27 @@ def test_entropy_is_that_of_the_questions(folder: Path, report: dict[str, Any]) 
         run = opened(folder, name)
         encoder = PromptEncoder(run.tokenizer)
         prompts = encoder.tokenize([encoder.render(prompt_only(pair), pair.where) for pair in pairs])
-        alone = question_entropies(run.model, prompts).mean(axis=0)
+        with evaluating(run.model):
+            questions = [Question("zh", one) for one in prompts]
+            alone = survey(Anatomy(run.model), questions, tokens=None)["entropy"].mean(axis=0)
         assert report["languages"]["zh"]["entropy"]["tables"]["target"][role]["mean"] == pytest.approx(alone, abs=1e-6)
+
+
+def test_read_by_a_tuned_lens(folder: Path, report: dict[str, Any]) -> None:
+    """Of each model its own; the last layer is the model itself, and similarity reads nothing."""
+    pairs = read_prompts(folder / "pairs.jsonl")
+    tuned = inspect(opened(folder, "deep"), iter(pairs), opened(folder, "base"), block=16, reader="tuned_lens")
+    assert (report["reader"], report["tuned_lens"], tuned["reader"]) == ("logit_lens", {}, "tuned_lens")
+    for role in ("run", "baseline"):
+        kl = tuned["tuned_lens"][role]["kl"]
+        assert list(kl["tuned_lens"]) == [str(layer) for layer in range(1, LAYERS)]
+        assert all(kl["tuned_lens"][layer] < kl["logit_lens"][layer] for layer in kl["tuned_lens"])
+        for measure, name in (("entropy", "target"), ("language", "english"), ("deep_supervision", "question_nats")):
+            ours, theirs = (one["languages"]["zh"][measure]["tables"][name][role]["mean"] for one in (tuned, report))
+            assert ours[-1] == pytest.approx(theirs[-1], abs=1e-6)
+            assert ours[:-1] != pytest.approx(theirs[:-1], abs=1e-4)
+    assert tuned["languages"]["zh"]["similarity"] == report["languages"]["zh"]["similarity"]
+    assert "read by a tuned lens" in text({"run": "a", "baseline": "b", **tuned})
 
 
 def test_differences_are_paired(report: dict[str, Any]) -> None:

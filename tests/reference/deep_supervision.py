@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from tests.batches import Example, examples_of
 from tests.reference.passes import Connection, Pass, answer_loss, frozen_logits, run
+from tests.reference.tuned_lens import mapped
 
 Terms = dict[str, tuple[Tensor, int]]
 
@@ -27,12 +28,14 @@ def deep_supervision(
     stop_gradient: bool = True,
     final_norm: bool = True,
     connections: dict[int, Connection] | None = None,
+    readers: dict[int, tuple[Tensor, Tensor]] | None = None,
 ) -> Terms:
     """The sum and the count of each term that is on, before any weighting.
 
     Args:
         connections: CC-Tuning's addition to some rows' ordinary pass (both methods in one run). The extra passes of
             the teacher-forced signal ask what the target question alone has become, and get none.
+        readers: A and b of the tuned lens at a layer, through which the logits signal reads it.
     """
     names = ["lm"]
     names += ["language_conversion"] if language_conversion != "off" else []
@@ -65,6 +68,8 @@ def deep_supervision(
                 else:
                     states = _in_place(ordinary, example, labels, name, layer)
                 for state, token in zip(states, text, strict=False):  # as many as both have
+                    if readers is not None:
+                        state = mapped(state, *readers[layer])
                     add(name, -torch.log_softmax(frozen_logits(model, state, final_norm), dim=-1)[token])
             elif signal == "feature":
                 other = run(model, english.prompt)

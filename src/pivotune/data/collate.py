@@ -75,6 +75,11 @@ class ParallelCollator:
         }
 
 
+def pair_rows(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """For each English row: the example it belongs to (0 for the stand-in), and whether it is a pair. (P,) each."""
+    return batch["pair_row"].clamp(min=0), batch["pair_row"] >= 0
+
+
 def padding_id(tokenizer: PreTrainedTokenizerBase, rows: int | None = None) -> int:
     """The pad token, else the EOS token, else any: the attention mask hides it.
 

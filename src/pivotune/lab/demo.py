@@ -120,7 +120,7 @@ def demo(
     print(f"Fine-tuning on facts new to each language; asking for {asked} that it met in English only.")
     print("Choosing the layers to supervise, from the base model ...", flush=True)
     with computing_on(threads()):
-        choice = choose(*base, training)
+        choice = choose(*base, training).rules["entropy"]
     layers = choice.conversion_layer, choice.thinking_layer
     print(f"Layers to supervise: {layers[0]} and {layers[1]}.", flush=True)
 

@@ -18,7 +18,7 @@ from pivotune.connection import connect
 from pivotune.data import ParallelExample
 from pivotune.generation import generate_texts
 from pivotune.lab.settings import ANSWER_TOKENS, MAX_LENGTH, STYLE, TRAINING, Setting
-from pivotune.lens import LayerChoice, choose_layers
+from pivotune.lens import Layers, choose_layers
 from pivotune.objectives.cc_tuning import LinearConnection
 from pivotune.taps import evaluating
 from pivotune.training import train
@@ -79,11 +79,18 @@ def ask(model: Any, tokenizer: Any, questions: Questions, mode: str = "none") ->
     return found
 
 
-def choose(model: Any, tokenizer: Any, records: Sequence[Record]) -> LayerChoice:
-    """The layers that `auto` stands for, from the base model and the training records of all languages."""
+def choose(model: Any, tokenizer: Any, records: Sequence[Record]) -> Layers:
+    """The layers by the paper's rule, from the base model and the training records of all languages."""
     with evaluating(model):
         return choose_layers(
-            model, tokenizer, list(parallel(records)), style=STYLE, max_length=MAX_LENGTH, batch_size=32
+            model,
+            tokenizer,
+            list(parallel(records)),
+            style=STYLE,
+            tokens=None,
+            max_length=MAX_LENGTH,
+            batch_size=32,
+            measures=(),
         )
 
 

@@ -28,6 +28,8 @@ from pivotune.uncertainty import RunningMean, Tables
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from pivotune.lens.tuned import TunedLens
+
 
 @dataclass
 class Activations:
@@ -39,6 +41,7 @@ class Activations:
         start, end: (N,) the question's tokens are [start, end).
         last: (N,) the prompt's last token, which predicts the answer's first one.
         feed_forward: (N, L, d) each layer's feed-forward output at `last`; None unless asked for.
+        tuned: maps the states that the lens reads; None for the logit lens.
     """
 
     input_ids: Tensor
@@ -48,6 +51,7 @@ class Activations:
     end: Tensor
     last: Tensor
     feed_forward: Tensor | None = None
+    tuned: TunedLens | None = None
 
     def pooled(self, layer: int, how: str) -> Tensor:
         """The questions' vectors at a layer, (N, d) in float32 or better: `mean` over the tokens, or `last_token`."""
@@ -57,10 +61,11 @@ class Activations:
         return pool_span(states_NTd, start, end, how)
 
     def at(self, layer: int, position_K: Tensor, row_K: Tensor | None = None) -> Tensor:
-        """The states at one token of each row, or at the tokens `position_K` of the rows `row_K`: (K, d)."""
+        """What the lens reads at one token of each row, or at the tokens `position_K` of the rows `row_K`: (K, d)."""
         states_NTd = self.hidden[layer]
         row_K = torch.arange(len(states_NTd)) if row_K is None else row_K
-        return states_NTd[row_K.to(states_NTd.device), position_K.to(states_NTd.device)]
+        states_Kd = states_NTd[row_K.to(states_NTd.device), position_K.to(states_NTd.device)]
+        return states_Kd if self.tuned is None else self.tuned.mapped(layer, states_Kd)
 
 
 @dataclass
@@ -95,7 +100,12 @@ class Measure(Protocol):
 
 
 def read(
-    anatomy: Anatomy, examples: Sequence[ParallelExample], batch: Batch, *, feed_forward: bool = False
+    anatomy: Anatomy,
+    examples: Sequence[ParallelExample],
+    batch: Batch,
+    *,
+    feed_forward: bool = False,
+    tuned: TunedLens | None = None,
 ) -> PairActivations:
     """Run both sides of a batch through all layers.
 
@@ -104,6 +114,7 @@ def read(
         examples: the batch's examples, all with an English counterpart.
         batch: of them, from a `ParallelCollator`.
         feed_forward: keep the feed-forward outputs at the last prompt token too.
+        tuned: what the lens reads with; the logit lens where None.
     """
     device = next(anatomy.embed.parameters()).device
     for ids, one in zip((batch["input_ids"], batch["english_input_ids"]), ("data", "data, English"), strict=True):
@@ -124,6 +135,7 @@ def read(
         (batch["english_question_start"], batch["english_question_end"], mask.sum(dim=1) - 1),
         feed_forward=feed_forward,
     )
+    target.tuned = english.tuned = tuned
     return PairActivations(examples, batch, target, english)
 
 
@@ -155,6 +167,20 @@ def lens_logits(
     for chunk in states_nd.split(max(1, logits_per_chunk // anatomy.vocab_size)):
         logits = anatomy.frozen_lens(chunk.to(device), final_norm=final_norm)
         yield logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def draw_tokens(row_K: Tensor, most: int | None, draw: torch.Generator | None = None) -> Tensor:
+    """Which of K tokens to look at: at most so many of each row, drawn at random, in order; all where None.
+
+    Args:
+        row_K: the row that each token is of, in increasing order, on the CPU.
+    """
+    if most is None:
+        return torch.arange(len(row_K))
+    shuffled = torch.randperm(len(row_K), generator=draw)
+    order = shuffled[row_K[shuffled].argsort(stable=True)]  # row by row, at random inside
+    first_K = torch.searchsorted(row_K, row_K)
+    return order[torch.arange(len(order)) - first_K < most].sort().values
 
 
 def run_measure(

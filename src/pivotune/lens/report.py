@@ -21,7 +21,7 @@ from transformers.utils.logging import tqdm
 
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import Run, anatomy_of, load_run, read_info
-from pivotune.data import ParallelExample
+from pivotune.data import ParallelExample, PromptEncoder
 from pivotune.data.examples import is_among, is_english
 from pivotune.data.languages import read_languages
 from pivotune.data.prompts import STYLES
@@ -29,13 +29,15 @@ from pivotune.data.sources import log_notes, stream_prompts
 from pivotune.errors import PivotuneError, check_choice, check_number, check_seed
 from pivotune.files import check_output_files, make_folder, write_text
 from pivotune.lens.activations import Measure, PairActivations, PairStream, read
-from pivotune.lens.choice import Reservoir
+from pivotune.lens.choice import READERS, Reservoir, questions_of
 from pivotune.lens.entropy import EntropyMeasure
 from pivotune.lens.figures import draw, plots
 from pivotune.lens.language import BeginningIndex, LanguageMeasure, Others
 from pivotune.lens.projection import ProjectionMeasure
 from pivotune.lens.rule import paper_layers
 from pivotune.lens.similarity import SimilarityMeasure
+from pivotune.lens.survey import Question
+from pivotune.lens.tuned import LensFit, TunedLens, fit_texts, fit_tuned_lens
 from pivotune.objectives import OBJECTIVES
 from pivotune.options import names_in
 from pivotune.plotting import language_name
@@ -71,6 +73,7 @@ def lens(
     max_length: int = 512,
     block: int = 512,
     seed: int = 0,
+    reader: str = "logit_lens",
 ) -> dict[str, Any]:
     """`pivotune lens`: entropy, language, similarity and calibration of each layer, before and after.
 
@@ -93,6 +96,7 @@ def lens(
         max_length: tokens of a prompt and its answer; pairs with longer prompts are left out and counted.
         block: pairs that are compared with each other in retrieval and MEXA.
         seed: of the drawing and of t-SNE.
+        reader: of a layer: logit_lens; or tuned_lens, fitted at every layer of each model on these examples.
 
     Returns:
         The report, as in lens.json.
@@ -101,6 +105,7 @@ def lens(
     for option, value, least in (("batch_size", batch_size, 1), ("max_length", max_length, 2), ("block", block, 2)):
         check_number(option, value, least, whole=True)
     check_seed("seed", seed)
+    check_choice("reader", reader, READERS)
     if style is not None:
         check_choice("style", style, STYLES)
     chosen = names_in(measures)
@@ -129,6 +134,7 @@ def lens(
         max_length=max_length,
         block=block,
         seed=seed,
+        reader=reader,
         progress=count,
     )
     report = {"run": Path(run).name, "baseline": baseline and Path(baseline).name, "data": data, **report}
@@ -150,6 +156,7 @@ def inspect(
     max_length: int = 512,
     block: int = 512,
     seed: int = 0,
+    reader: str = "logit_lens",
     progress: int | None = None,
 ) -> dict[str, Any]:
     """The report of `pivotune lens`, from loaded models.
@@ -161,7 +168,7 @@ def inspect(
         others: the answers in further languages, see `pivotune.lens.language.Others`.
         measures: of `MEASURES`.
         layers: (i, j), where the calibration is marked and the projection made; the run's own where None.
-        style, batch_size, max_length, block, seed: as in `lens`.
+        style, batch_size, max_length, block, seed, reader: as in `lens`. With tuned_lens, examples are read twice.
         progress: show a bar for this many examples.
 
     Returns:
@@ -186,6 +193,11 @@ def inspect(
             shown = dict.fromkeys((conversion, thinking, model.anatomy.num_layers))
             model.projection = ProjectionMeasure(model.anatomy, list(shown), seed=seed)
 
+    if reader == "tuned_lens":
+        given = list(examples() if callable(examples) else examples)
+        examples = given
+        for model in models:
+            model.fit(questions_of(PromptEncoder(run.tokenizer, style), given), batch_size, seed, progress)
     comparisons: dict[str, _Comparison] = {}
     with ExitStack() as stack:
         for model in models:
@@ -194,7 +206,8 @@ def inspect(
         for language, chosen, batch in stream.batches(examples() if callable(examples) else examples):
             comparison = comparisons.setdefault(language, _Comparison(models))
             for model in models:
-                comparison.add(model, read(model.anatomy, chosen, batch, feed_forward=model.feed_forward))
+                options: dict[str, Any] = {"feed_forward": model.feed_forward, "tuned": model.tuned}
+                comparison.add(model, read(model.anatomy, chosen, batch, **options))
             comparison.compare()
             bar.update(len(chosen))
     if not comparisons:
@@ -207,6 +220,8 @@ def inspect(
         "layers": {"conversion": conversion, "thinking": thinking, "count": models[0].anatomy.num_layers},
         "interval": "95 %: Student's t for means, Wilson for shares, paired for differences",
         "versions": versions(),
+        "reader": reader,
+        "tuned_lens": {model.role: model.fitted.as_dict() for model in models if model.fitted},
         "skipped": stream.skipped,
         "answers_cut": stream.report.truncated,
         "languages": {language: comparisons[language].result() for language in sorted(comparisons)},
@@ -227,6 +242,8 @@ class _Model:
     measures: Callable[[], dict[str, Measure]]
     feed_forward: bool = False
     projection: ProjectionMeasure | None = None
+    tuned: TunedLens | None = None
+    fitted: LensFit | None = None
 
     @classmethod
     def of(cls, role: str, run: Run, wanted: Iterable[str], block: int, others: Others | None) -> _Model:
@@ -250,6 +267,16 @@ class _Model:
 
         feed_forward = any(getattr(one, "needs_feed_forward", False) for one in measures().values())
         return cls(role, run, anatomy, measures, feed_forward)
+
+    def fit(self, questions: list[Question], batch_size: int, seed: int, progress: int | None) -> None:
+        """A tuned lens at every layer below the last, by least squares."""
+        anatomy = self.anatomy
+        self.tuned = TunedLens(range(1, anatomy.num_layers), anatomy.hidden_size, next(anatomy.head.parameters()))
+        texts = fit_texts(questions, seed)
+        with tqdm(total=len(texts), desc="fitting the tuned lens", unit="text", disable=not progress) as bar:
+            self.fitted = fit_tuned_lens(
+                self.run.model, self.tuned, texts, batch_size=batch_size, seed=seed, steps=0, progress=bar.update
+            )
 
 
 class _Comparison:
@@ -425,6 +452,8 @@ def text(report: Mapping[str, Any], *, markdown: bool = False) -> str:
     lines = []
     if report["baseline"]:
         lines.append(f"{report['baseline']} -> {report['run']}; * the 95 % interval of the difference leaves out 0.")
+    if report["reader"] == "tuned_lens":
+        lines.append("Entropy, language and nats are read by a tuned lens, fitted on these examples by least squares.")
     if any("language_after_blank" in found for found in report["languages"].values()):
         lines.append("Languages whose answers begin with a blank token are read behind it, for English % and target %.")
     every: list[tuple[str, str, str, float]] = [*_COLUMNS]

@@ -1,4 +1,4 @@
-"""Which layers to supervise, read off the model itself: entropy falls twice with depth.
+"""The paper's rule for the layers to supervise, read off the model itself: entropy falls twice with depth.
 
 The rule (docs/layers.md): among all curves of the form
 
@@ -13,14 +13,12 @@ explains the curve clearly better than any shape without one. Otherwise the pape
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import stats
-
-from pivotune.lens.entropy import EntropyCurve
 
 SMALLEST_DROP = 0.1
 """Of the curve's range: each drop must be at least as large."""
@@ -42,12 +40,11 @@ class LayerChoice:
     Attributes:
         conversion_layer: i, 1..L.
         thinking_layer: j, 1..L.
-        confidence: the share of bootstrap resamples of the examples that come to the same conclusion: the same pair
-            within one layer, or, where `found` is False, no two drops either. None for a single example.
+        confidence: the share of bootstrap resamples of the examples that give the same pair within one layer; None
+            where nothing was found, and for a single example.
         runner_up: the best (i, j) that differs by more than one layer in i or in j; None where there is none.
-        found: whether the curve has two drops. If not, the layers are the paper's, at the same relative depth.
+        found: whether the rule found what it looks for. If not, the layers are the paper's, at the same relative depth.
         reason: what was found, in words.
-        curves: what the choice rests on: "target", the questions that are not English, and "english" for contrast.
     """
 
     conversion_layer: int
@@ -56,7 +53,6 @@ class LayerChoice:
     runner_up: tuple[int, int] | None
     found: bool
     reason: str
-    curves: Mapping[str, EntropyCurve] = field(default_factory=dict, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -67,9 +63,6 @@ class LayerChoice:
             "runner_up": None if self.runner_up is None else list(self.runner_up),
             "found": self.found,
             "reason": self.reason,
-            "unit": "nats",
-            "interval": "95 % t interval over examples",
-            "curves": {name: curve.as_dict() for name, curve in self.curves.items()},
         }
 
 
@@ -77,6 +70,13 @@ def paper_layers(num_layers: int) -> tuple[int, int]:
     """The paper's layers, 2 and 15 of LLaMA-2-7B's 32, at the same relative depth of a model with this many layers."""
     conversion = max(1, round(num_layers * 2 / 32))
     return conversion, max(conversion, round(num_layers * 15 / 32))
+
+
+def by_depth(num_layers: int, why: str) -> LayerChoice:
+    """The paper's relative depths, where a rule finds nothing; `why`: what is missing."""
+    i, j = paper_layers(num_layers)
+    depth = f"the paper's relative depths, 2/32 and 15/32, give {i} and {j} of {num_layers}"
+    return LayerChoice(i, j, None, None, False, f"{why}; {depth}")
 
 
 def find_layers(values: np.ndarray, *, seed: int = 0) -> LayerChoice:
@@ -92,26 +92,21 @@ def find_layers(values: np.ndarray, *, seed: int = 0) -> LayerChoice:
     values = np.atleast_2d(np.asarray(values, dtype=np.float64))
     examples, layers = values.shape
     curve = values.mean(axis=0)
-    fallback = paper_layers(layers)
-
-    def not_found(why: str, confidence: float | None) -> LayerChoice:
-        depth = f"the paper's relative depths, 2/32 and 15/32, give {fallback[0]} and {fallback[1]} of {layers}"
-        return LayerChoice(*fallback, confidence, None, False, f"no two drops: {why}; {depth}")
-
     if layers < FEWEST_LAYERS:
-        return not_found(f"the model has {layers} layers, too few to tell a plateau from a slope", None)
+        few = f"the model has {layers} layers, too few to tell a plateau from a slope"
+        return by_depth(layers, f"no two drops: {few}")
     shapes = _Shapes(layers)
     error_P, without = shapes.errors(curve[None])
     best = int(error_P[0].argmin())
     why = _shape_problem(curve, error_P[0, best], float(without[0]))
     if not why:
         why = _spread_problem(values, shapes.drops(curve, best))
+    if why:
+        return by_depth(layers, f"no two drops: {why}")
 
     confidence = None
     if examples > 1:
-        draw = np.random.default_rng(seed)
-        counts = draw.multinomial(examples, np.full(examples, 1 / examples), size=RESAMPLES)
-        resampled = counts @ values / examples
+        resampled = resampled_means(values, seed)
         errors_BP, without_B = shapes.errors(resampled)
         chosen_B = errors_BP.argmin(axis=1)
         valid_B = np.array(
@@ -121,9 +116,7 @@ def find_layers(values: np.ndarray, *, seed: int = 0) -> LayerChoice:
             ]
         )
         near_B = (np.abs(shapes.pairs[chosen_B] - shapes.pairs[best]) <= 1).all(axis=1)
-        confidence = float(np.mean(~valid_B if why else valid_B & near_B))
-    if why:
-        return not_found(why, confidence)
+        confidence = float(np.mean(valid_B & near_B))
 
     i, j = map(int, shapes.pairs[best])
     others = (np.abs(shapes.pairs - (i, j)) > 1).any(axis=1) & np.isfinite(error_P[0])
@@ -137,6 +130,13 @@ def find_layers(values: np.ndarray, *, seed: int = 0) -> LayerChoice:
         f"{c:.2f}"
     )
     return LayerChoice(i, j, confidence, runner_up, True, reason)
+
+
+def resampled_means(values_NL: np.ndarray, seed: int) -> np.ndarray:
+    """Curves of bootstrap resamples of the examples: (RESAMPLES, L)."""
+    count = len(values_NL)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    return drawn @ np.asarray(values_NL, dtype=np.float64) / count
 
 
 def _shape_problem(curve: np.ndarray, error: float, without: float) -> str:

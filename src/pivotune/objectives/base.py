@@ -214,6 +214,11 @@ class Objective(nn.Module):
         """Values for options that are left to the run. Every rank calls this and gets the same."""
         return Settled(options)
 
+    def prepare(self, before: BeforeTraining) -> dict[str, Any]:
+        """What remains to be done on the plain model before the first step: fill own tensors, the same on every rank,
+        and return what `pivotune.json` should say of it, by name. In a resumed run they are restored before this."""
+        return {}
+
     # Training --------------------------------------------------------------------------------------------------
 
     def weights(self) -> dict[str, float]:
@@ -319,11 +324,6 @@ def english_pass(anatomy: Anatomy, batch: Batch, wants: Wants) -> Pass | None:
     # FSDP2 gathers a layer's parameters for the backward pass when a gradient reaches the layer's OUTPUT. Of the
     # last layer only the inside is used here; so a gradient of zero is sent through its output.
     return Pass(final, tap.hidden, tap.states("feed_forward") + 0.0 * final[0, 0, 0])
-
-
-def pair_rows(batch: Batch) -> tuple[Tensor, Tensor]:
-    """For each English row: the example it belongs to (0 for the stand-in), and whether it is a pair. (P,) each."""
-    return batch["pair_row"].clamp(min=0), batch["pair_row"] >= 0
 
 
 @contextmanager

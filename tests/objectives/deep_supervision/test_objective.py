@@ -302,5 +302,5 @@ def test_bad_options_are_named(options, words):
 
 
 def test_the_layer_of_a_term_that_is_off_does_not_matter():
-    config = DeepSupervisionConfig(language_conversion="off", conversion_layer=None, thinking_layer=2)
+    config = DeepSupervisionConfig(language_conversion="off", thinking_layer=2)
     assert set(Method(tiny("llama"), [config])(random_batch())["terms"]) == {"lm", "english_thinking"}

@@ -59,8 +59,9 @@ def test_auto_is_the_same_choice(
     recorded = json.loads((run / "layers.json").read_text())
     assert recorded == record
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
-    choice = choose_layers(model, tokenizer, read_examples(data)[0])
-    for name, curve in choice.curves.items():
+    layers = choose_layers(model, tokenizer, read_examples(data)[0], measures=["reading"])
+    assert list(recorded["curves"]) == list(layers.curves) == ["entropy", "entropy, English", "question", "answer"]
+    for name, curve in layers.curves.items():
         np.testing.assert_allclose(recorded["curves"][name]["mean"], curve.mean, atol=2e-6)
     assert (run / "layers.png").exists()
 
@@ -70,14 +71,35 @@ def test_auto_is_the_same_choice(
     assert (fixed / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
 
 
+def test_auto_is_the_default_and_follows_the_signal(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the entropy has no two drops; the miniature's has none."""
+    rules = {
+        "find_middle": LayerChoice(4, 6, 0.9, None, True, "planted middle"),
+        "find_readable": LayerChoice(5, 7, 0.9, None, True, "planted reading"),
+    }
+    for name, found in rules.items():
+        monkeypatch.setattr(f"pivotune.lens.choice.{name}", lambda *_, found=found, **__: found)
+    pairs: list[tuple[Any, tuple[int, int]]] = [("logits", (5, 7)), ("feature", (4, 7))]
+    for conversion, want in pairs:
+        options = DeepSupervisionConfig(language_conversion=conversion)
+        run = train(automatic(base, data, tmp_path / conversion, deep_supervision=options))
+        got, record = settled(run)
+        assert (got["conversion_layer"], got["thinking_layer"]) == want
+        assert ("MEXA, mean" in record["curves"]) == (conversion == "feature")
+        assert not record["rules"]["entropy"]["found"]
+    assert "planted middle" in record["reason"] and "planted reading" in record["reason"]
+
+
 def test_auto_for_one_layer(base: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    half = replace(AUTO, conversion_layer=2)
+    half = replace(AUTO, conversion_layer=2)  # the miniature's head reads nothing
     with caplog.at_level(logging.WARNING):
         run = train(automatic(base, data, tmp_path / "run", lora=2, deep_supervision=half))
     options, record = settled(run)
     assert (options["conversion_layer"], options["thinking_layer"]) == (2, 4)
     assert not record["found"]
-    assert "no two drops" in caplog.text
+    assert "below the last layer the head reads the English question no better than by guessing" in caplog.text
 
 
 def test_a_resumed_run_keeps_its_layers(
@@ -87,7 +109,7 @@ def test_a_resumed_run_keeps_its_layers(
     monkeypatch.setattr("pivotune.lens.choice.find_layers", lambda values, seed: found)
     run = train(automatic(base, data, tmp_path / "run", save_strategy="steps", save_steps=1))
     before = settled(run)
-    monkeypatch.setattr("pivotune.objectives.deep_supervision.settle.choose_from_prompts", None)
+    monkeypatch.setattr("pivotune.objectives.deep_supervision.settle.choose_from_questions", None)
     train(automatic(base, data, run, max_steps=3, resume_from_checkpoint="true"))
     assert json.loads((run / INFO).read_text())["steps"] == 3
     assert settled(run) == before
@@ -101,7 +123,6 @@ def test_auto_needs_another_language(base: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("layer", ["auto", None])
-def test_the_objective_itself_needs_numbers(layer: Any) -> None:
-    with pytest.raises(PivotuneError, match=r"conversion_layer: got .*, but the method needs a number in 1\.\.4"):
-        Method(tiny("llama"), [DeepSupervisionConfig(conversion_layer=layer, thinking_layer=2)])
+def test_the_objective_itself_needs_numbers() -> None:
+    with pytest.raises(PivotuneError, match=r"conversion_layer: got 'auto', but the method needs a number in 1\.\.4"):
+        Method(tiny("llama"), [DeepSupervisionConfig(thinking_layer=2)])

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from pivotune.anatomy import Anatomy
-from pivotune.data import Batch
+from pivotune.data.collate import Batch, pair_rows
 from pivotune.errors import check_choice, check_flags, check_number
-from pivotune.objectives.base import AfterTraining, Connection, Objective, Pass, Wants, english_pass, pair_rows
+from pivotune.objectives.base import AfterTraining, Connection, Objective, Pass, Wants, english_pass
 from pivotune.objectives.cc_tuning.connection import LinearConnection, injection, modes
 from pivotune.objectives.cc_tuning.decision_maker import CCTuningConfig, DecisionMaker
 from pivotune.objectives.cc_tuning.measure import ConnectionMeasure, connection_figure, connection_lines

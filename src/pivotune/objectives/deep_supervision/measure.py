@@ -17,13 +17,14 @@ from torch import Tensor
 
 from pivotune.anatomy import Anatomy
 from pivotune.data import Batch
+from pivotune.data.continuation import english_question
 from pivotune.errors import check_choice, check_flags
 from pivotune.lens import panels
 from pivotune.lens.activations import Activations, PairActivations
 from pivotune.lens.panels import BLUE, VERMILION
-from pivotune.losses import IGNORE, LOGITS_PER_CHUNK, chunked_token_nats, cosine
-from pivotune.objectives.deep_supervision.continuation import continue_in_english, english_question
-from pivotune.taps import Tap
+from pivotune.lens.reading import english_nats, has_tokens
+from pivotune.lens.tuned import TunedLens
+from pivotune.losses import LOGITS_PER_CHUNK, cosine
 from pivotune.uncertainty import Tables
 
 
@@ -82,12 +83,13 @@ class SupervisionMeasure:
     def add(self, activations: PairActivations) -> Tables:
         batch = activations.batch
         answer_PK = batch["english_answer_ids"]
-        answered_P = (answer_PK != IGNORE).any(dim=1).cpu()
+        answered_P = has_tokens(answer_PK)
         self._pairs += len(answered_P)
         self._skipped += int((~answered_P).sum())
-        tables = {"question_nats": self._nats(batch, english_question(batch))}
+        tuned = activations.target.tuned
+        tables = {"question_nats": self._nats(batch, english_question(batch), tuned)}
         if answered_P.any():
-            tables["answer_nats"] = self._nats(batch, answer_PK)[answered_P]
+            tables["answer_nats"] = self._nats(batch, answer_PK, tuned)[answered_P]
         return tables | self._cosines(activations.target, activations.english)
 
     def finish(self) -> Tables:
@@ -97,26 +99,17 @@ class SupervisionMeasure:
         """`pairs`, and `skipped`: those of them that have no English answer."""
         return {"pairs": self._pairs, "skipped": self._skipped}
 
-    def _nats(self, batch: Batch, english_PK: Tensor) -> Tensor:
+    def _nats(self, batch: Batch, english_PK: Tensor, tuned: TunedLens | None) -> Tensor:
         """Nats per English token behind the target prompt: (P, L); NaN for a row without tokens."""
-        text = continue_in_english(batch, english_PK)
-        with self.anatomy.truncated(max(self._layers)), Tap(self.anatomy, hidden=self._layers) as tap:
-            self.anatomy.decoder(input_ids=text.input_ids, attention_mask=text.attention_mask, use_cache=False)
-        device = next(self.anatomy.head.parameters()).device  # a model may be spread over several
-        token_n, pair_n = text.token.to(device), text.pair.cpu()
-        sums_LP = torch.zeros(len(self._layers), len(english_PK), dtype=torch.float64)
-        for layer, sums_P in zip(self._layers, sums_LP, strict=True):
-            hidden_PWd = tap.hidden.pop(layer)
-            states_nd = hidden_PWd[text.pair.to(hidden_PWd.device), text.position.to(hidden_PWd.device)]
-            nats_n = chunked_token_nats(
-                states_nd.to(device),
-                token_n,
-                lambda h: self.anatomy.frozen_lens(h, final_norm=self.final_norm),
-                vocab_size=self.anatomy.vocab_size,
-                logits_per_chunk=self._logits_per_chunk,
-            )
-            sums_P.index_add_(0, pair_n, nats_n.cpu().double())
-        return sums_LP.T / (english_PK != IGNORE).sum(dim=1, keepdim=True).cpu()
+
+        def reader(layer: int, states_nd: Tensor) -> Tensor:
+            if tuned is not None:
+                return tuned.logits(self.anatomy, layer, states_nd)
+            return self.anatomy.frozen_lens(states_nd, final_norm=self.final_norm)
+
+        return english_nats(
+            self.anatomy, batch, english_PK, self._layers, reader=reader, logits_per_chunk=self._logits_per_chunk
+        )
 
     def _cosines(self, target: Activations, english: Activations) -> dict[str, Tensor]:
         top_Pd = english.pooled(self.anatomy.num_layers, self.pooling)

@@ -23,9 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from pivotune.anatomy import Anatomy
-from pivotune.data import Batch
+from pivotune.data.collate import Batch, pair_rows
+from pivotune.data.continuation import continue_in_english, english_question
 from pivotune.errors import PivotuneError, check_choice, check_flags, check_number
 from pivotune.lens.rule import paper_layers
+from pivotune.lens.tuned import TunedLens
 from pivotune.losses import IGNORE, chunked_cross_entropy, contrastive, cosine_distance, pool_span
 from pivotune.objectives.base import (
     BeforeTraining,
@@ -34,11 +36,10 @@ from pivotune.objectives.base import (
     Pass,
     Settled,
     Wants,
-    pair_rows,
     unobtrusive,
 )
-from pivotune.objectives.deep_supervision.continuation import continue_in_english, english_question
 from pivotune.objectives.deep_supervision.measure import SupervisionMeasure, supervision_figure
+from pivotune.objectives.deep_supervision.reader import fit_reader
 from pivotune.objectives.deep_supervision.settle import automatic, settle_layers
 from pivotune.taps import Tap
 
@@ -63,7 +64,8 @@ class DeepSupervisionConfig:
     Args:
         language_conversion: signal at the conversion layer (LC): logits, feature or off.
         english_thinking: signal at the thinking layer (ET): logits, feature or off.
-        conversion_layer: i, the decoder layer (1..L) that LC supervises; auto finds it by the entropy of the layers.
+        conversion_layer: i, the decoder layer (1..L) that LC supervises; auto finds it in the model, by the entropy
+            of the layers or by a rule of the signal.
         thinking_layer: j, the decoder layer (1..L) that ET supervises; auto finds it in the same way.
         conversion_weight: weight of LC in the loss; 0 measures it without training on it.
         thinking_weight: weight of ET in the loss; 0 measures it without training on it.
@@ -79,12 +81,15 @@ class DeepSupervisionConfig:
             (as the thinking layer), or a number.
         stop_gradient: keep the English side of the feature signal fixed. Without it both sides move and may collapse.
         final_norm: apply the model's final norm before the head when reading an inner layer, as the logit lens does.
+        reader: of the logits signal. logit_lens: the model's own norm and head, as in the paper. tuned_lens: an affine
+            map before them, fitted per supervised layer on the model's own final distribution before training, then
+            frozen: of use where the logit lens reads a layer worse than by guessing.
     """
 
     language_conversion: Signal = "logits"
     english_thinking: Signal = "logits"
-    conversion_layer: int | Literal["auto"] | None = None
-    thinking_layer: int | Literal["auto"] | None = None
+    conversion_layer: int | Literal["auto"] = "auto"
+    thinking_layer: int | Literal["auto"] = "auto"
     conversion_weight: float = 1.0
     thinking_weight: float = 1.0
     reading: Literal["teacher_forced", "position_wise"] = "teacher_forced"
@@ -94,6 +99,7 @@ class DeepSupervisionConfig:
     english_layer: int | Literal["last", "same"] = "last"
     stop_gradient: bool = True
     final_norm: bool = True
+    reader: Literal["logit_lens", "tuned_lens"] = "logit_lens"
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,10 @@ class DeepSupervision(Objective):
     def __init__(self, options: DeepSupervisionConfig, model: nn.Module):
         super().__init__(options, model)
         self._supervised = _resolve(options, self.anatomy)
+        self.reader: TunedLens | None = None
+        if options.reader == "tuned_lens":
+            read = sorted({term.layer for term in self._supervised if term.logits})
+            self.reader = TunedLens(read, self.anatomy.hidden_size, next(model.parameters()))
 
     @classmethod
     def on_skeleton(cls, options: DeepSupervisionConfig, model: nn.Module) -> DeepSupervision:
@@ -170,6 +180,9 @@ class DeepSupervision(Objective):
     @classmethod
     def settle(cls, options: DeepSupervisionConfig, before: BeforeTraining) -> Settled:
         return settle_layers(options, before)
+
+    def prepare(self, before: BeforeTraining) -> dict[str, Any]:
+        return {} if self.reader is None else fit_reader(self.reader, before)
 
     def weights(self) -> dict[str, float]:
         return {term.name: term.weight for term in self._supervised}
@@ -236,9 +249,14 @@ class DeepSupervision(Objective):
         return chunked_cross_entropy(
             states_ND,
             token_N,
-            lambda h: self.anatomy.frozen_lens(h, final_norm=self.options.final_norm),
+            lambda h: self._read(term.layer, h),
             vocab_size=self.anatomy.vocab_size,
         )
+
+    def _read(self, layer: int, states_ND: Tensor) -> Tensor:
+        if self.reader is not None:
+            return self.reader.logits(self.anatomy, layer, states_ND)
+        return self.anatomy.frozen_lens(states_ND, final_norm=self.options.final_norm)
 
     @property
     def _teacher_forced(self) -> bool:
@@ -293,6 +311,9 @@ def _resolve(config: DeepSupervisionConfig, anatomy: Anatomy) -> tuple[_Supervis
     check_choice("deep_supervision.feature_loss", config.feature_loss, ("cosine", "contrast"))
     check_number("deep_supervision.temperature", config.temperature, 0, exclusive=True)
     check_flags("deep_supervision", config, ["stop_gradient", "final_norm"])
+    check_choice("deep_supervision.reader", config.reader, ("logit_lens", "tuned_lens"))
+    if config.reader == "tuned_lens":
+        _check_tuned_lens(config)
     terms = []
     suggested = paper_layers(anatomy.num_layers)
     for name, short, suggestion in zip(TERMS, ("conversion", "thinking"), suggested, strict=True):
@@ -302,7 +323,7 @@ def _resolve(config: DeepSupervisionConfig, anatomy: Anatomy) -> tuple[_Supervis
             continue
         check_number(f"deep_supervision.{short}_weight", weight, 0, why="; 0 only measures")
         layer, option = getattr(config, f"{short}_layer"), f"deep_supervision.{short}_layer"
-        if layer is None or layer == "auto":
+        if layer == "auto":
             raise PivotuneError(
                 f"{option}: got {layer!r}, but the method needs a number in 1..{anatomy.num_layers}. `pivotune train` "
                 "finds it where the option is auto; in Python, pivotune.lens.choose_layers does. The paper's choice "
@@ -317,6 +338,19 @@ def _resolve(config: DeepSupervisionConfig, anatomy: Anatomy) -> tuple[_Supervis
             "section out for plain fine-tuning."
         )
     return tuple(terms)
+
+
+def _check_tuned_lens(config: DeepSupervisionConfig) -> None:
+    if "logits" not in (config.language_conversion, config.english_thinking):
+        raise PivotuneError(
+            "deep_supervision.reader: tuned_lens is of the logits signal, and no term has it. Leave the option out, or "
+            "set language_conversion or english_thinking to logits."
+        )
+    if not config.final_norm:
+        raise PivotuneError(
+            "deep_supervision.final_norm: got false, but reader: tuned_lens maps to the last layer's states, which the "
+            "final norm follows. Leave it true, or take reader: logit_lens."
+        )
 
 
 def _english_layer(config: DeepSupervisionConfig, layer: int, anatomy: Anatomy) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +15,15 @@ from pivotune.data import Encoded
 from pivotune.data.examples import is_english
 from pivotune.distributed import on_first_process
 from pivotune.errors import PivotuneError
-from pivotune.lens.choice import choose_from_prompts, table, write_choice
+from pivotune.lens.choice import Layers, choose_from_questions, numbers, record, table, write_layers
 from pivotune.lens.rule import LayerChoice
+from pivotune.lens.survey import Question
 from pivotune.objectives.base import BeforeTraining, Settled
 
 if TYPE_CHECKING:
     from pivotune.objectives.deep_supervision.objective import DeepSupervisionConfig
+
+logger = logging.getLogger(__name__)
 
 AUTO_EXAMPLES = 256
 """Training questions that `auto` layers are chosen from."""
@@ -28,27 +33,32 @@ LAYERS_FILE = "layers"
 
 
 def settle_layers(options: DeepSupervisionConfig, before: BeforeTraining) -> Settled:
-    """Numbers for layers that are `auto`. A resumed run keeps those of its checkpoint."""
+    """Numbers for layers that are `auto`, each by its own signal. A resumed run keeps those of its checkpoint."""
     signals = {"conversion_layer": options.language_conversion, "thinking_layer": options.english_thinking}
     if not any(signals[name] != "off" for name in automatic(options)):
         return Settled(options)
-    choices: list[LayerChoice] = []
+    found: list[tuple[Layers, LayerChoice]] = []
 
     def choose() -> dict[str, Any]:
-        choices.append(_choose(before))
-        print(table(choices[0]), flush=True)
-        return choices[0].as_dict()
+        layers = _choose(options, before)
+        choice = layers.picked(options.language_conversion, options.english_thinking, options.pooling)
+        found.append((layers, choice))
+        print(table(layers), f"This run takes {numbers(choice)}.", sep="\n", flush=True)
+        if not choice.found:
+            logger.warning("layers: %s.", choice.reason)
+        return record(layers, choice)
 
     if before.record is not None:
-        found, record = before.record[0], before.record[1].get("layers")
+        numbered, recorded = before.record[0], before.record[1].get("layers")
     else:
-        found = record = on_first_process(before.args, choose)
-    settled = dataclasses.replace(options, **{name: found[name] for name in automatic(options)})
+        numbered = recorded = on_first_process(before.args, choose)
+    settled = dataclasses.replace(options, **{name: numbered[name] for name in automatic(options)})
 
     def write(folder: Path) -> object:
-        return write_choice(choices[0], folder / LAYERS_FILE, title=before.title)
+        layers, choice = found[0]
+        return write_layers(layers, folder / LAYERS_FILE, before.title, choice)
 
-    return Settled(settled, {"layers": record}, write if choices else None)
+    return Settled(settled, {"layers": recorded}, write if found else None)
 
 
 def automatic(options: DeepSupervisionConfig) -> list[str]:
@@ -56,7 +66,7 @@ def automatic(options: DeepSupervisionConfig) -> list[str]:
     return [name for name in ("conversion_layer", "thinking_layer") if getattr(options, name) == "auto"]
 
 
-def _choose(before: BeforeTraining) -> LayerChoice:
+def _choose(options: DeepSupervisionConfig, before: BeforeTraining) -> Layers:
     """From questions of the training data, on the device that will train."""
     model, rows, args = before.model, before.rows, before.args
     others = [number for number, language in enumerate(rows["language"]) if not is_english(language)]
@@ -66,25 +76,21 @@ def _choose(before: BeforeTraining) -> LayerChoice:
         )
     drawn = sorted(random.Random(args.seed).sample(others, min(len(others), AUTO_EXAMPLES)))
     sample = [rows[number] for number in drawn]
-    target = [
-        Encoded(row["input_ids"][: row["prompt_length"]], [], row["question_start"], row["question_end"])
-        for row in sample
-    ]
-    english = [
-        Encoded(row["english_prompt_ids"], [], row["english_question_start"], row["english_question_end"])
-        for row in sample
-        if row["english_prompt_ids"] is not None
-    ]
+    questions = [question_of(row) for row in sample]
+    signals = {options.language_conversion, options.english_thinking}
+    measures = [name for signal, name in (("feature", "similarity"), ("logits", "reading")) if signal in signals]
     home = next(model.parameters()).device
-    longest = max(len(prompt.prompt_ids) for prompt in target + english)
+    prompts = [one for question in questions for one in (question.target, question.english) if one is not None]
     try:
-        return choose_from_prompts(
+        return choose_from_questions(
             model.to(args.device),
-            target,
-            english,
+            questions,
             batch_size=args.per_device_eval_batch_size,
-            max_length=longest,
+            max_length=max(len(one.prompt_ids) + len(one.answer_ids) for one in prompts),
             seed=args.seed,
+            measures=measures,
+            reader=options.reader,
+            progress=not args.disable_tqdm,
         )
     except torch.OutOfMemoryError as error:
         raise PivotuneError(
@@ -93,3 +99,13 @@ def _choose(before: BeforeTraining) -> LayerChoice:
         ) from error
     finally:
         model.to(home)
+
+
+def question_of(row: Mapping[str, Any]) -> Question:
+    """A tokenised row of the training data."""
+    end = row["prompt_length"]
+    target = Encoded(row["input_ids"][:end], row["input_ids"][end:], row["question_start"], row["question_end"])
+    if row["english_prompt_ids"] is None:
+        return Question(row["language"], target)
+    span = row["english_question_start"], row["english_question_end"]
+    return Question(row["language"], target, Encoded(row["english_prompt_ids"], row["english_answer_ids"], *span))

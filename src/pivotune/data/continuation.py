@@ -7,9 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pivotune.data import Batch
-from pivotune.losses import IGNORE
-from pivotune.objectives.base import pair_rows
+from pivotune.data.collate import IGNORE, Batch, pair_rows
 
 
 class Continuation(NamedTuple):
