@@ -26,6 +26,11 @@ def test_an_empty_record_makes_a_card() -> None:
     assert "# Plain fine-tuning, by Pivotune\n\nHow." in text and "## Training" not in text and "bibtex" not in text
 
 
+def test_files_as_users_give_them() -> None:
+    for files in ("a/x.jsonl", Path("a/x.jsonl"), ["a/x.jsonl"], [Path("a/x.jsonl")]):
+        assert "* data: `x.jsonl`\n" in card({"data": {"train": files}}, "")
+
+
 def test_of_a_run() -> None:
     connected = of_run({"objectives": {"cc_tuning": {"ridge": 0.01, "relative_norm": None}}, "adapter": True}, "x.json")
     assert "connection of this model is OFF" in connected and "`x.json`" in connected

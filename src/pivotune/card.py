@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,7 +73,7 @@ def _training(info: Mapping[str, Any]) -> list[str]:
     rows, pairs = info.get("rows") or {}, info.get("pairs") or {}
     shown = []
     if files := data.get("train"):
-        names = [Path(str(one)).name for one in ([files] if isinstance(files, str) else files)]
+        names = [Path(str(one)).name for one in ([files] if isinstance(files, str | os.PathLike) else files)]
         shown.append(f"* data: {', '.join(f'`{name}`' for name in names)}")
     if rows:
         counts = (f"{code} {count} ({pairs.get(code, 0)} with an English counterpart)" for code, count in rows.items())
