@@ -37,6 +37,7 @@ from pivotune.evaluation.benchmarks import BENCHMARKS, load
 from pivotune.evaluation.benchmarks.files import Folder, read_json, read_jsonl, read_lines
 from pivotune.evaluation.results import ItemResult, Key, read_items
 from pivotune.lab.base import base_path
+from pivotune.options import names_in
 
 Row = dict[str, Any]
 Sample = dict[str, Any]
@@ -266,8 +267,8 @@ def main() -> None:
     found = run_both(
         args.model,
         args.data_dir.absolute(),
-        args.benchmarks.split(","),
-        args.languages.split(","),
+        names_in(args.benchmarks),
+        names_in(args.languages),
         folder,
         limit=args.limit,
         batch_size=args.batch_size,

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 
 import torch
-import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from pivotune.provenance import versions
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -66,5 +67,5 @@ def where() -> str:
     """Commit, machine and versions, for the head of a table."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    return f"commit {commit or 'unknown'}; {platform.machine()}, {device}; {versions}"
+    releases = ", ".join(f"{name} {release}" for name, release in versions().items())
+    return f"commit {commit or 'unknown'}; {platform.machine()}, {device}; {releases}"

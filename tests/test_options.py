@@ -124,6 +124,7 @@ def test_a_file_whose_name_has_a_comma(tmp_path: Path) -> None:
 def test_names_survive_their_list(names: list[str]) -> None:
     names = [name for name in names if name]
     assert names_in(",".join(names)) == names_in(", ".join(names)) == names_in(f"[{', '.join(names)}]") == names
+    assert names_in("a, b; (c; d) ;", ";") == ["a, b", "(c; d)"]
 
 
 @given(

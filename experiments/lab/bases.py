@@ -49,6 +49,7 @@ from pivotune.lab.templates import LANGUAGES, SCAFFOLD
 from pivotune.lab.text import WEIGHTS, Pool, Weights, pools, stream
 from pivotune.lab.trial import choose, train_row
 from pivotune.lab.world import KNOWN, Fact, World, in_sentence, mixed_prompt
+from pivotune.options import names_in
 from pivotune.tables import table
 
 STEPS = 1000
@@ -194,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/bases"), help="where results are kept")
     parser.add_argument("--results", type=Path, help="RESULTS.md: record the section beside it")
     options = parser.parse_args(given)
-    names = [name.strip() for name in (options.variants or "").split(";") if name.strip()]
+    names = names_in(options.variants or "", ";")
     for name in names:
         check_choice("variants", name, [one.name for one in VARIANTS])
     wanted = [one for one in VARIANTS if not names or one.name in names]

@@ -53,6 +53,7 @@ from experiments.lab.tasks import TASKS
 from pivotune.errors import PivotuneError, check_choice
 from pivotune.lab.base import base_path
 from pivotune.lab.settings import EPOCHS
+from pivotune.options import names_in
 
 SEEDS = {"learning_rate": 2, "headline": 5, "layers": 3, "ablations": 3}
 """The grids, and how many seeds each has by default."""
@@ -395,8 +396,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(given)
     options.seeds = SEEDS[options.grid] if options.seeds is None else options.seeds
     options.split = options.split or ("development" if options.grid == "learning_rate" else "heldout")
-    options.rows = _listed(options.rows, ";")
-    options.languages = tuple(_listed(options.languages, ",") or TASKS[options.task].languages)
+    options.rows = names_in(options.rows or "", ";")
+    options.languages = tuple(names_in(options.languages or "") or TASKS[options.task].languages)
     for language in options.languages:
         check_choice("languages", language, TASKS[options.task].languages)
     for name in ("seeds", "workers"):
@@ -427,7 +428,3 @@ def _section_name(options: argparse.Namespace) -> str:
             *([] if options.languages == languages else [",".join(options.languages)]),
         ]
     )
-
-
-def _listed(value: str | None, separator: str) -> list[str]:
-    return [part.strip() for part in (value or "").split(separator) if part.strip()]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 
+from pivotune.compat import inside_compiled
 from pivotune.errors import PivotuneError
 
 Site = Literal["hidden", "attention", "feed_forward"]
@@ -76,7 +77,7 @@ def text_part(model: Any) -> Any:
         text = AutoModelForCausalLM.from_config(config)
     text.model, text.lm_head, text.config = model.model.language_model, model.lm_head, config
     text.generation_config = model.generation_config
-    config._name_or_path = model.config._name_or_path
+    config.name_or_path = model.config.name_or_path
     return text.train(model.training)
 
 
@@ -89,8 +90,8 @@ def unwrap(model: Any) -> Any:
                 "tokens from the prompt's start. Use LoRA or another adapter that keeps the text as it is."
             )
     while True:
-        if hasattr(model, "_orig_mod"):  # torch.compile
-            model = model._orig_mod
+        if (inside := inside_compiled(model)) is not None:
+            model = inside
         elif isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
         elif hasattr(model, "get_base_model"):  # PEFT

@@ -6,7 +6,6 @@ Every option is described once, in the `Args` of its dataclass; the command line
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -182,13 +181,11 @@ HIDDEN = {
 
 def _documentation() -> str:
     """The docstring of TrainingOptions, in the style that jsonargparse reads."""
-    source = TrainingArguments.__doc__ or ""
-    described = dict(re.findall(r"^ {4,8}(\w+) ?\(`.*?\):\s*\n((?:\s*\n| {9,}.*\n)+)", source, flags=re.MULTILINE))
+    unknown = "see the documentation of transformers."
+    help_of = {one.name: one.metadata.get("help", unknown) for one in dataclasses.fields(TrainingArguments)} | _OWN_HELP
     lines = ["Options of `transformers.TrainingArguments`, with defaults for this job.", "", "Args:"]
     for option in dataclasses.fields(TrainingOptions):
-        text = _OWN_HELP.get(option.name) or described.get(option.name, "see the documentation of transformers.")
-        text = re.sub(r"\[([^\]]+)\]\([^)]*\)|\[(`[^\]]+`)\]", r"\1\2", " ".join(text.split()))
-        lines.append(f"    {option.name}: {text}")
+        lines.append(f"    {option.name}: {' '.join(help_of[option.name].split()).replace('%%', '%')}")
     return "\n".join(lines)
 
 

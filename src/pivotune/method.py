@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pivotune.anatomy import Anatomy
+from pivotune.compat import no_split_modules
 from pivotune.data import Batch
 from pivotune.errors import PivotuneError
 from pivotune.losses import IGNORE, chunked_cross_entropy
@@ -159,7 +160,7 @@ class Method(nn.Module):
 
     @property
     def _no_split_modules(self) -> Any:  # FSDP wraps these
-        return self.anatomy.lm._no_split_modules
+        return no_split_modules(self.anatomy.lm)
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         self.anatomy.lm.gradient_checkpointing_enable(**options)

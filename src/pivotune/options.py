@@ -28,10 +28,10 @@ _NOTHING = ("", "~", "null", "none")
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
-def names_in(value: str | Iterable[str]) -> list[str]:
+def names_in(value: str | Iterable[str], separator: str = ",") -> list[str]:
     """The names in a list as users write it: "zh,vi", "zh, vi", "[zh, vi]", or a list already.
 
-    A comma inside brackets separates nothing: layers.[0-9]{1,2} is one pattern.
+    A separator inside brackets separates nothing: layers.[0-9]{1,2} is one pattern.
     """
     if not isinstance(value, str):
         return list(value)
@@ -41,7 +41,7 @@ def names_in(value: str | Iterable[str]) -> list[str]:
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "([{") - (letter in ")]}")
-        if letter == "," and depth <= 0:
+        if letter == separator and depth <= 0:
             parts.append("")
         else:
             parts[-1] += letter

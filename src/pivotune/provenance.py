@@ -10,13 +10,15 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
+from pivotune import __version__
+
 _SAMPLES, _SAMPLE = 256, 4096
 
 
 def versions(*packages: str) -> dict[str, str | None]:
     """Of Pivotune, of torch and transformers, and of these packages; None for what is not installed."""
-    found: dict[str, str | None] = {}
-    for package in ("pivotune", "torch", "transformers", *packages):
+    found: dict[str, str | None] = {"pivotune": __version__}  # a checkout need not be installed
+    for package in ("torch", "transformers", *packages):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

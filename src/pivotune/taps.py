@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pivotune.anatomy import Anatomy, Site
+from pivotune.compat import replayed_by
 from pivotune.errors import PivotuneError
 
 
@@ -154,23 +155,19 @@ class Tap:
         return hook
 
     def _survive_checkpointing(self, layer: nn.Module, hooks: list[tuple[nn.Module, Callable]]) -> None:
-        # transformers keeps the function in `_gradient_checkpointing_func`, FSDP's wrapper in `checkpoint_fn`.
-        for name in ("_gradient_checkpointing_func", "checkpoint_fn"):
-            original = layer.__dict__.get(name)
-            if original is None:
-                continue
-
-            def checkpoint(run: Callable, *args: Any, _original: Callable = original, **kwargs: Any) -> Any:
+        def wrapped(checkpoint: Callable) -> Callable:
+            def wrapper(run: Callable, *args: Any, **kwargs: Any) -> Any:
                 def replayable(*a: Any, **k: Any) -> Any:
                     if self._open:  # the first forward: the hooks are in place
                         return run(*a, **k)
                     with _Hooked(hooks):
                         return run(*a, **k)
 
-                return _original(replayable, *args, **kwargs)
+                return checkpoint(replayable, *args, **kwargs)
 
-            setattr(layer, name, checkpoint)
-            self._cleanup.callback(setattr, layer, name, original)
+            return wrapper
+
+        self._cleanup.enter_context(replayed_by(layer, wrapped))
 
 
 class _Hooked:

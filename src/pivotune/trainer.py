@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 
-from pivotune import checkpoint, finite, resume
+from pivotune import checkpoint, compat, finite, resume
 from pivotune.config import FLOAT16_BREAKS, check_warmup, is_on
 from pivotune.data import Batch
 from pivotune.distributed import on_first_process
@@ -36,6 +36,8 @@ from pivotune.objectives.base import AfterTraining, unobtrusive
 from pivotune.taps import evaluating
 
 logger = logging.getLogger(__name__)
+
+compat.check(__name__)
 
 MORE_STEPS = "raise training.max_steps or training.num_train_epochs"
 GO_ON = "go on from it with --training.resume_from_checkpoint true"
@@ -73,7 +75,7 @@ class PivotuneTrainer(Trainer):
                 "%d GPUs are visible, but one process uses one. For all: accelerate launch -m pivotune train ...",
                 args.n_gpu,
             )
-            args._n_gpu = 1  # otherwise Trainer would wrap the method in nn.DataParallel
+            compat.use_one_gpu(args)
         # The re-entrant kind hides activations from the hooks. The option has been renamed in transformers.
         renamed = hasattr(args, "activation_checkpointing_kwargs")
         option = f"{'activation' if renamed else 'gradient'}_checkpointing_kwargs"
@@ -514,7 +516,7 @@ class PivotuneTrainer(Trainer):
         scheduler.base_lrs = rates
         for group, rate, factor in zip(optimizer.param_groups, rates, scheduler.lr_lambdas, strict=True):
             group["initial_lr"], group["lr"] = rate, rate * factor(scheduler.last_epoch)
-        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+        compat.set_last_rates(scheduler, [group["lr"] for group in optimizer.param_groups])
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:

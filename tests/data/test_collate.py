@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pivotune.data import ParallelCollator, ParallelExample, Text, tokenize_examples
-from pivotune.data.collate import padding_id
+from pivotune.data.collate import last_token, padded, padded_ids, padding_id
 from tests.data.tiny_tokenizers import byte_level
 
 IDS = st.lists(st.integers(1, 50), min_size=2, max_size=9)
@@ -104,3 +104,16 @@ def test_padding_with_eos_hides_no_answer_token() -> None:
     out = ParallelCollator.for_tokenizer(tokenizer)(list(dataset))
     assert (out["labels"] == tokenizer.eos_token_id).sum(dim=1).tolist() == [1, 1]
     assert out["attention_mask"].sum(dim=1).tolist() == [len(ids) for ids in dataset["input_ids"]]
+
+
+@given(st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=9), min_size=1, max_size=6))
+def test_padding_on_either_side_hides_nothing_and_the_last_token_is_found(rows: list[list[int]]) -> None:
+    for side in ("left", "right"):
+        ids, mask = padded_ids(rows, PAD, side)
+        assert ids.shape == mask.shape == (len(rows), max(map(len, rows))) and ids.dtype == mask.dtype == torch.long
+        assert [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)] == rows
+        assert (ids[mask == 0] == PAD).all() and torch.equal(ids, padded(rows, PAD, side))
+        for row, kept in zip(rows, mask.tolist(), strict=True):
+            missing = [0] * (len(kept) - len(row))
+            assert kept == ([*missing, *[1] * len(row)] if side == "left" else [*[1] * len(row), *missing])
+        assert ids.gather(1, last_token(mask)[:, None])[:, 0].tolist() == [row[-1] for row in rows]

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from pivotune.losses import IGNORE
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Batch = dict[str, Tensor]
 """As `ParallelCollator` makes it."""
-Side = Literal["right", "left"]
 
-IGNORE = -100  # the label that torch's cross-entropy leaves out
+Side = Literal["right", "left"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class ParallelCollator:
         input_ids (B, T)               prompt and answer
         attention_mask (B, T)          1 on tokens, 0 on padding
         labels (B, T)                  the answer's ids, -100 elsewhere
-        prompt_length (B,)
-        question_start, question_end (B,)
+        prompt_length (B,)             the last prompt token is at prompt_length - 1
+        question_start, question_end (B,)   token span of the question within the prompt
         pair_row (P,)                  the row of the batch each English row belongs to, increasing; or [-1]
         english_input_ids (P, S)       the English PROMPT alone
         english_attention_mask (P, S)

@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
+from pivotune.compat import encode_pair, without_bars_of_tasks
 from pivotune.data.examples import ParallelExample, Text, is_english
 from pivotune.data.prompts import without_reasoning
 from pivotune.errors import PivotuneError
@@ -228,7 +229,7 @@ class LikelihoodEngine:
         """How many the harness makes of either; in place of an empty context it puts one."""
         if not context:
             return 1, len(self._lm.tok_encode(continuation))
-        context_ids, continuation_ids = self._lm._encode_pair(context, continuation)
+        context_ids, continuation_ids = encode_pair(self._lm, context, continuation)
         return len(context_ids), len(continuation_ids)
 
 
@@ -254,16 +255,14 @@ def quiet_harness() -> Iterator[None]:
 def _without_bars(lm: Any) -> Iterator[None]:
     """Without the progress bars of the harness and of datasets, for the same reason."""
     import datasets
-    from lm_eval.api import task
 
-    bar, bars_of_datasets = task.tqdm, datasets.is_progress_bar_enabled()
+    bars_of_datasets = datasets.is_progress_bar_enabled()
     try:
-        task.tqdm = partial(bar, disable=True)
         lm.loglikelihood = partial(lm.loglikelihood, disable_tqdm=True)
         datasets.disable_progress_bar()
-        yield
+        with without_bars_of_tasks():
+            yield
     finally:
-        task.tqdm = bar
         vars(lm).pop("loglikelihood", None)
         if bars_of_datasets:
             datasets.enable_progress_bar()

@@ -25,16 +25,12 @@ are the same with and without a connection, and with few-shot examples the conne
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -42,6 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils.logging import tqdm
 
+from pivotune import compat
 from pivotune.checkpoint import Run, load_run
 from pivotune.connection import connect
 from pivotune.data.collate import padded_ids
@@ -62,6 +59,8 @@ except ModuleNotFoundError as error:
     ) from error
 
 logger = logging.getLogger(__name__)
+
+compat.check("pivotune.evaluation.likelihood")  # whose __name__ is another one where it is run
 
 ENGLISH_TASKS = ("*_en", "*_eng_Latn")
 """Names of English tasks: what the harness calls the English part of a multilingual benchmark."""
@@ -302,20 +301,7 @@ def _compute_f1(gold: str, prediction: str) -> float:
     return max(_compute_exact(gold, prediction), squad_f1(prediction, [gold], "en", normalization=SQUAD))
 
 
-def _stand_in_for_squad_metrics() -> None:
-    """Give tasks of the harness what they import and recent releases of transformers no longer have."""
-    package = "transformers.data.metrics"
-    if importlib.util.find_spec(package) is not None:
-        return
-    for path in (package, f"{package}.squad_metrics"):
-        sys.modules[path] = ModuleType(path, "A stand-in, made by pivotune.evaluation.likelihood.")
-        sys.modules[path].__spec__ = ModuleSpec(path, None, is_package=path == package)
-    metrics = sys.modules[f"{package}.squad_metrics"]
-    vars(metrics).update(compute_exact=_compute_exact, compute_f1=_compute_f1)
-    vars(sys.modules[package]).update(__path__=[], squad_metrics=metrics)
-
-
-_stand_in_for_squad_metrics()
+compat.provide_squad_metrics(_compute_exact, _compute_f1)
 
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from pivotune.checkpoint import open_model, open_tokenizer
+from pivotune.compat import attention_of
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.text import pieces, pools, stream
 from pivotune.lab.trial import Record, ask
@@ -157,7 +158,7 @@ def train(
         return min((s + 1) / warm_up, cosine)
 
     schedulers = [torch.optim.lr_scheduler.LambdaLR(optimizer, schedule) for optimizer in optimizers]
-    attention = model.config._attn_implementation
+    attention = attention_of(model)
     model.set_attn_implementation("eager")  # on a CPU the backward pass of the fused kernel is the slower one
     model.train()
     start, total = time.time(), 0.0

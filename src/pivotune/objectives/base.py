@@ -5,16 +5,7 @@ name: options and their checks, what it wants captured and adds, its terms and t
 happens before and after training, what it does at inference, and what the lens measures of it. `pivotune.objectives`
 lists them.
 
-The batch (B examples, P >= 1 English rows; right-padded; made by `pivotune.data.ParallelCollator`):
-
-    input_ids, attention_mask, labels   (B, T)  prompt and answer; labels are -100 outside the answer
-    prompt_length                       (B,)    the last prompt token is at prompt_length - 1
-    question_start, question_end        (B,)    token span of the question within the prompt
-    pair_row                            (P,)    the example each English row belongs to; -1 for the row that stands in
-                                                when no example has English, so that every rank runs the same passes
-    english_input_ids, english_attention_mask     (P, S)  the English prompt, without an answer
-    english_question_start, english_question_end  (P,)
-    english_answer_ids                  (P, A)  padded with -100
+The batch is what `pivotune.data.ParallelCollator` makes; its docstring lists the tensors and their shapes.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pivotune.anatomy import Anatomy
+from pivotune.compat import prefilled_by
 from pivotune.data.collate import last_token
 from pivotune.errors import PivotuneError
 from pivotune.objectives.base import Connection
@@ -149,13 +150,8 @@ class LinearConnection(Connection):
                 )
             ids = english["input_ids"]
             request.english = self.activations(ids, english.get("attention_mask", torch.ones_like(ids)))
-        lm = self.anatomy.lm
-        # An instance attribute shadows the class's method: reversible, and invisible to save_pretrained.
-        lm._prefill = partial(_connected_prefill, self, request, lm._prefill)
-        try:
+        with prefilled_by(self.anatomy.lm, partial(_connected_prefill, self, request)):
             yield
-        finally:
-            vars(lm).pop("_prefill", None)
 
 
 def modes(has_matrix: bool) -> tuple[str, ...]:
@@ -186,7 +182,7 @@ def _connected_prefill(
     model_kwargs: dict[str, Any],
     **kwargs: Any,
 ) -> Any:
-    """Stands in for `GenerationMixin._prefill`: same arguments, same result, with the connection made on the way."""
+    """Stands in for the model's own `prefill`: same arguments, same result, with the connection made on the way."""
     cache = model_kwargs.get("past_key_values")
     if cache is None or model_kwargs.get("inputs_embeds") is not None or int(cache.get_seq_length()) > 0:
         raise PivotuneError(
