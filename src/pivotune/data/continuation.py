@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pivotune.data.collate import IGNORE, Batch, pair_rows
+from pivotune.data.collate import Batch, pair_rows
+from pivotune.losses import IGNORE
 
 
 class Continuation(NamedTuple):

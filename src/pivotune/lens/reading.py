@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from pivotune.anatomy import Anatomy
-from pivotune.data.collate import IGNORE, Batch
+from pivotune.data.collate import Batch
 from pivotune.data.continuation import continue_in_english
 from pivotune.lens.activations import draw_tokens
-from pivotune.losses import LOGITS_PER_CHUNK, chunked_token_nats
+from pivotune.losses import IGNORE, LOGITS_PER_CHUNK, chunked_token_nats
 from pivotune.taps import Tap
 
 Reader = Callable[[int, Tensor], Tensor]
