@@ -24,14 +24,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 
-from pivotune import checkpoint, compat, finite, resume
+from pivotune import checkpoint, compat, finite, proportions, resume
 from pivotune.config import FLOAT16_BREAKS, check_warmup, is_on
 from pivotune.data import Batch
 from pivotune.distributed import on_first_process
 from pivotune.errors import PivotuneError
 from pivotune.files import reason
 from pivotune.losses import IGNORE
-from pivotune.method import Method, MethodOutput
+from pivotune.method import Method, MethodOutput, Term
 from pivotune.objectives.base import AfterTraining, unobtrusive
 from pivotune.taps import evaluating
 
@@ -96,6 +96,7 @@ class PivotuneTrainer(Trainer):
         self._window: dict[str, Tensor] = {}  # name -> (sum, count) on this rank since the last log
         self._windows = 0
         self._silent: dict[str, int] = {}  # name -> windows in which it had nothing to say
+        self._begins = False  # the next step is the first one of the run
         self._untrained: list[Tensor] = []  # checksums of what trains, until a change of it is seen
         self._check_model()
         self.add_callback(_AtTheStart(self))
@@ -140,6 +141,9 @@ class PivotuneTrainer(Trainer):
     ) -> Any:
         output = model(inputs, counts=num_items_in_batch)
         self._last_batch = inputs
+        if self._begins and model.training:
+            self._begins = False
+            self._report_proportions(output)
         _accumulate(self._window, inputs, output)
         loss = output["loss"]
         if num_items_in_batch is not None:
@@ -179,6 +183,19 @@ class PivotuneTrainer(Trainer):
                 self._silent[name] = self._silent.get(name, 0) + 1
                 if self._silent[name] == 1:
                     self._warn(f"step {self.state.global_step}: {_silence(name, count)} since the last log.")
+
+    def _report_proportions(self, output: MethodOutput) -> None:
+        """In the first step: each term beside guessing and beside the ordinary loss; warn where one is out of scale."""
+        args = self.args
+        checkpointing = args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)
+        whole = not (checkpointing or self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        found = proportions.measure(self.method, output, gradients=whole)
+        if found and self.is_world_process_zero():
+            print(f"First step: lm {_mean(output['terms']['lm']):.3g}; {'; '.join(map(str, found))}.", flush=True)
+        for warning in (one for each in found for one in each.warnings):
+            self._warn(warning)
+        if found:
+            self._info["first_step"] = proportions.record(found)
 
     def _warn(self, message: str) -> None:
         if self.is_world_process_zero():
@@ -263,6 +280,7 @@ class PivotuneTrainer(Trainer):
         if done == steps:
             raise _NoStepLeft
         check_warmup(self.args, steps)
+        self._begins = not done
         if not done:  # of a resumed run, the last few steps may be too small to see
             self._untrained = finite.checksums(self._trained().values())
 
@@ -551,6 +569,10 @@ class _AtTheStart(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._trainer._start()
+
+
+def _mean(term: Term) -> float:
+    return float(term.sum.detach() / term.count.clamp(min=1))
 
 
 def _accumulate(totals: dict[str, Tensor], batch: Batch, output: MethodOutput) -> None:

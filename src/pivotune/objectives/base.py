@@ -58,6 +58,21 @@ class Pass:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """What the size of a term is compared with (`pivotune.proportions`).
+
+    Attributes:
+        layer: that it supervises.
+        guess: from its number of items, what guessing gives; None where that means nothing.
+        advice: a sentence, what to do where it is worse than guessing.
+    """
+
+    layer: int
+    guess: Callable[[int], float | None]
+    advice: str
+
+
+@dataclass(frozen=True)
 class BeforeTraining:
     """What an objective may look at when it settles options that are left to it, such as a layer that is `auto`.
 
@@ -223,6 +238,10 @@ class Objective(nn.Module):
 
     def weights(self) -> dict[str, float]:
         """Weight of each of its terms in the loss; a term of weight 0 is measured without gradient."""
+        return {}
+
+    def scales(self) -> dict[str, Scale]:
+        """What each of its terms is compared with in the first step."""
         return {}
 
     def english_wants(self) -> Wants:

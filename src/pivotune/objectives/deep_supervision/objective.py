@@ -14,6 +14,7 @@ does - the same layer for LC, the last layer for ET.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from pivotune.objectives.base import (
     Connection,
     Objective,
     Pass,
+    Scale,
     Settled,
     Wants,
     unobtrusive,
@@ -186,6 +188,29 @@ class DeepSupervision(Objective):
 
     def weights(self) -> dict[str, float]:
         return {term.name: term.weight for term in self._supervised}
+
+    def scales(self) -> dict[str, Scale]:
+        return {term.name: Scale(term.layer, self._guess(term), self._advice(term)) for term in self._supervised}
+
+    def _guess(self, term: _Supervised) -> Callable[[int], float | None]:
+        """Nats of a uniform guess; of the cosine, the distance of vectors that have nothing to do with each other."""
+        if term.logits:
+            return lambda items: math.log(self.anatomy.vocab_size)
+        if self.options.feature_loss == "contrast":
+            return lambda items: math.log(items) if items > 1 else None
+        return lambda items: 1.0
+
+    def _advice(self, term: _Supervised) -> str:
+        short = term.name.removeprefix("language_").removeprefix("english_")
+        if not term.logits:
+            return (
+                f"Supervise another layer (deep_supervision.{short}_layer; `pivotune layers` says which) or lower "
+                f"deep_supervision.{short}_weight."
+            )
+        return (
+            f"The head cannot read layer {term.layer}: leave deep_supervision.{short}_layer to auto, read by "
+            f"deep_supervision.reader: tuned_lens, or lower deep_supervision.{short}_weight."
+        )
 
     def target_wants(self) -> Wants:
         needed = {t.layer for t in self._supervised if not (t.logits and self._teacher_forced)}
