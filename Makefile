@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 SUPPORTED := import sys, pip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo real test lint format clean
+.PHONY: help demo real test docs lint format clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -29,6 +29,9 @@ real: $(STAMP) ## the same on a real pretrained model, in some twenty minutes (t
 test: $(STAMP) ## run the tests (WORKERS=0 in one process, PYTEST_ARGS="-m 'not slow'" adds options)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
+docs: $(STAMP) ## build the documentation as a site, site/index.html; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 lint: $(STAMP) ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,7 +42,7 @@ format: $(STAMP) ## apply the formatter and the safe fixes
 	$(BIN)/ruff format .
 
 clean: ## remove caches and build products; .venv and runs/ stay
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is touched last, so an interrupted install is taken up again. A .venv that works is kept.

@@ -2,9 +2,10 @@
 
     python -m experiments.results    # write RESULTS.md and its plot from the pages again
 
-An experiment records each of its sections on a page. RESULTS.md is `experiments/summary.md` with its references
-filled in: {{SECTION > WHERE > ROW > COLUMN}} is a cell of a table, {{SECTION > WHERE > WORDS}} what follows in a
-sentence that begins with these words; WHERE is part of a line above. So no number of it is typed.
+An experiment records each of its sections on a page. RESULTS.md is `experiments/summary.md`, and a section of
+README.md `experiments/readme.md`, with their references filled in: {{SECTION > WHERE > ROW > COLUMN}} is a cell of a
+table, {{SECTION > WHERE > WORDS}} what follows in a sentence that begins with these words; WHERE is part of a line
+above. So no number of them is typed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pivotune.errors import PivotuneError
 from pivotune.plotting import COLORS, GREY, new_figure, save
 
 ROOT = Path(__file__).parents[1]
-TEMPLATE = Path(__file__).with_name("summary.md")
+TEMPLATE, README = (Path(__file__).with_name(name) for name in ("summary.md", "readme.md"))
 PLOT = "against-tft.svg"
 NOTE = "<!-- Written by `python -m experiments.results`: edit experiments/summary.md, not this file. -->"
 
@@ -86,11 +87,14 @@ def folder_of(summary: Path) -> Path:
 def summarise(summary: Path) -> None:
     """Write the summary and its plot from the pages."""
     found = pages.sections(folder_of(summary))
-    summary.write_text(filled(TEMPLATE.read_text(encoding="utf-8"), found), encoding="utf-8")
+    summary.write_text(f"{NOTE}\n\n{filled(TEMPLATE, found)}", encoding="utf-8")
+    readme = summary.with_name("README.md")
+    if readme.is_file():
+        pages.write_section(readme, "results", filled(README, found))
     draw(found, folder_of(summary) / PLOT)
 
 
-def filled(template: str, sections: Mapping[str, str]) -> str:
+def filled(template: Path, sections: Mapping[str, str]) -> str:
     """The template with its references filled in.
 
     Raises:
@@ -106,12 +110,12 @@ def filled(template: str, sections: Mapping[str, str]) -> str:
                 raise PivotuneError("give SECTION > WHERE > ROW > COLUMN or SECTION > WHERE > WORDS.")
             text = pages.cell(sections[name], *way) if len(way) == 3 else pages.sentence(sections[name], *way)
         except PivotuneError as error:
-            raise PivotuneError(f"{TEMPLATE.name}: {match[0]}: {error}") from None
+            raise PivotuneError(f"{template.name}: {match[0]}: {error}") from None
         return text.replace("*", r"\*").replace(" ", NO_BREAK)
 
     # A reference may go on on the next line.
-    text = re.sub(r"{{(.*?)}}", value, template, flags=re.DOTALL)
-    blocks = [NOTE, *map(_wrapped, text.strip().replace(" %", f"{NO_BREAK}%").split("\n\n"))]
+    text = re.sub(r"{{(.*?)}}", value, template.read_text(encoding="utf-8"), flags=re.DOTALL)
+    blocks = map(_wrapped, text.strip().replace(" %", f"{NO_BREAK}%").split("\n\n"))
     return "\n\n".join(blocks).replace(NO_BREAK, " ") + "\n"
 
 

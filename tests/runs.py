@@ -122,7 +122,7 @@ def configuration(
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {
         f"{path.name}: {name}": value
-        for path in sorted(folder.glob("*.safetensors"))
+        for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.tensors")])
         for name, value in load_file(path).items()
     }
 

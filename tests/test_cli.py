@@ -330,6 +330,7 @@ def test_lists_of_the_other_commands(base: Path, tmp_path: Path, capsys: pytest.
     assert {"entropy", "similarity"} <= set(reports[0]["languages"]["zh"])
 
 
+NEEDED = {"layers": ["--data=data"], "lens": ["--data=data"], "export": ["--output=out"]}
 JUNK = ["@", "[", "{", "[1, {a: 2}]", "{a: b}", "nan", "-1e999", "9" * 400, "ключ", "a,b", "-7", "", "null", "True"]
 
 
@@ -351,7 +352,7 @@ def test_junk_in_every_option(
     else:
         positional = [one.removesuffix("*") for one in cli.COMMANDS[name].positional]
         options = [one for one in inspect.signature(command).parameters if one not in positional]
-        start = [name, "run", *(["--data=data"] if name in ("layers", "lens") else [])]
+        start = [name, "run", *NEEDED.get(name, [])]
     start = [one for one in start if one != "run" or name != "demo"]
     for option in options:
         for junk in JUNK:

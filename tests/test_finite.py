@@ -80,8 +80,8 @@ def test_files_of_a_checkpoint(bad: float, tmp_path: Path) -> None:
     state["state"][0]["exp_avg"][1] = bad  # type: ignore[index, call-overload]
     torch.save(state, tmp_path / "optimizer.pt")
     assert finite.problem_in_files(tmp_path) == "optimizer.pt has NaN or infinity in state.0.exp_avg"
-    save_file({**good, "b": torch.tensor([1.0, bad])}, tmp_path / "pivotune.safetensors")
-    assert finite.problem_in_files(tmp_path) == "pivotune.safetensors has NaN or infinity in b"
+    save_file({**good, "b": torch.tensor([1.0, bad])}, tmp_path / "pivotune.tensors")
+    assert finite.problem_in_files(tmp_path) == "pivotune.tensors has NaN or infinity in b"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])

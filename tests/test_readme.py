@@ -68,3 +68,17 @@ def test_python(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = code.replace("meta-llama/Llama-3.1-8B", "model").replace('data=pivotune.DataConfig("zh.jsonl")', small)
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip().endswith("]")
+
+
+def test_the_tree_is_there() -> None:
+    """Each name of the tree exists, and no folder of the package is missing from it."""
+    root = Path(__file__).parents[1]
+    package = root / "src" / "pivotune"
+    tree = next(one for one in blocks("text") if one.startswith("src/pivotune/"))
+    named = re.findall(r"^  (\S+)", tree, flags=re.MULTILINE)
+    for name in named + [found for line in tree.splitlines() for found in re.findall(r"[;,] (\w+\.py)", line)]:
+        assert (package / name).exists(), name
+    for name in re.findall(r"^(\w+/)", tree, flags=re.MULTILINE)[1:]:
+        assert (root / name).is_dir(), name
+    folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert folders <= set(named)

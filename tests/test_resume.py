@@ -360,7 +360,7 @@ def test_another_learning_rate_takes_effect(
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("file", ["adapter_model.safetensors", "pivotune.safetensors", "optimizer.pt"])
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "pivotune.tensors", "optimizer.pt"])
 def test_a_checkpoint_that_is_not_finite_is_passed_over(
     file: str, bad: float, whole: Path, begun: Path, base: Path, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -480,10 +480,10 @@ def test_trained_and_not_written(
 def test_another_matrix_is_fitted_from_the_last_checkpoint(whole: Path, base: Path, data: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(whole, tmp_path / "copy"))
     run = train(again(base, data, copy, cc_tuning=CCTuningConfig(matrix="per_layer")))
-    assert load_file(run / "pivotune.safetensors")["cc_tuning.transform_matrix"].shape == (3, 16, 16)
+    assert load_file(run / "pivotune.tensors")["cc_tuning.transform_matrix"].shape == (3, 16, 16)
     assert torch.equal(
-        load_file(run / "pivotune.safetensors")["cc_tuning.decision_maker.weight"],
-        load_file(whole / "pivotune.safetensors")["cc_tuning.decision_maker.weight"],
+        load_file(run / "pivotune.tensors")["cc_tuning.decision_maker.weight"],
+        load_file(whole / "pivotune.tensors")["cc_tuning.decision_maker.weight"],
     )
 
 

@@ -534,9 +534,9 @@ def test_a_broken_base_is_refused(bad: float, base: Path, data: Path, tmp_path: 
 
 def test_a_broken_result_is_not_opened(base: Path, data: Path, tmp_path: Path) -> None:
     run = train(configuration(base, data, tmp_path / "run", "cc_tuning"))
-    tensors = load_file(run / "pivotune.safetensors")
+    tensors = load_file(run / "pivotune.tensors")
     tensors["cc_tuning.transform_matrix"][0, 0] = float("nan")
-    save_file(tensors, run / "pivotune.safetensors")
+    save_file(tensors, run / "pivotune.tensors")
     with pytest.raises(PivotuneError, match=r"has NaN or infinity in cc_tuning\.transform_matrix"):
         load_run(run)
 

@@ -192,6 +192,7 @@ def draw(of_group: Mapping[tuple[str, str, int], Sequence[Row]], path: Path) -> 
         (f"{MODELS[model]}, {language_name(language, own=False)}{', asked in English' if k else ''}", found[k])
         for (model, language, _), found in shown.items()
         for k in (0, 1)
+        if found[k]
     ]
     for number, (name, found) in enumerate(series):
         shift = 0.6 * ((number + 0.5) / len(series) - 0.5)
@@ -212,7 +213,7 @@ def draw(of_group: Mapping[tuple[str, str, int], Sequence[Row]], path: Path) -> 
     axes.invert_yaxis()
     axes.set_xscale("symlog", linthresh=0.01)
     axes.set_xlabel("nats per token minus those of TFT (less is better)")
-    axes.legend(frameon=False, fontsize=7, loc="best")
+    axes.legend(frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return save(figure, path)
 
 

@@ -2,7 +2,7 @@
 
     config.json, model.safetensors, ...       or adapter_config.json, adapter_model.safetensors
     tokenizer.json, ...
-    pivotune.safetensors                      the objectives' own tensors, by objective: NAME.tensor
+    pivotune.tensors                          the objectives' own tensors, by objective: NAME.tensor
     pivotune.json                             objectives and options, base model, versions, results; written LAST: it is
                                               the mark of a complete folder
 
@@ -48,7 +48,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.utils.import_utils import is_gguf_available
 
 import pivotune
-from pivotune import tokens
+from pivotune import card, tokens
 from pivotune.anatomy import TEXT_PARTS, Anatomy, text_part, unwrap
 from pivotune.connection import Together
 from pivotune.data.prompts import fix_template_kwargs
@@ -62,14 +62,46 @@ from pivotune.provenance import base_digest, versions
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
-INFO, TENSORS, ADAPTER_CONFIG = "pivotune.json", "pivotune.safetensors", "adapter_config.json"
+FORMAT = 3
+INFO, TENSORS, ADAPTER_CONFIG = "pivotune.json", "pivotune.tensors", "adapter_config.json"
+"""The tensors are in the safetensors format. The name is another: loaders take every *.safetensors for weights of the
+model, and refuse what they do not know."""
 UNFINISHED = "pivotune.unfinished"
 """Lies in a folder that is being written, or trained into."""
 SAVING = "pivotune.saving"
 """The folder inside a run folder that holds a result until all of it is written."""
 
-CONNECTION_IS_OFF = "pivotune.THE_CONNECTION_IS_OFF.load_this_folder_with_pivotune_to_turn_it_on"
+CONNECTION_IS_OFF = "pivotune_THE_CONNECTION_IS_OFF_open_this_folder_with_pivotune_to_turn_it_on_token_id"
+"""In the configuration of a connected run. Whoever opens the folder without Pivotune is told of it: transformers warns
+of a key of this ending that is no token, PEFT of any key that it does not know. Loaders that are strict about weights
+find nothing to refuse."""
+
+CUSTOM_GENERATE = "custom_generate/generate.py"
+GENERATE = '''"""generate() with the cross-lingual connection of this model. Needs Pivotune, and its code trusted."""
+
+
+def generate(*args, model, **kwargs):
+    from pivotune.serving import connected_generate
+
+    return connected_generate(*args, model=model, **kwargs)
+'''
+
+
+@contextmanager
+def _without_the_mark() -> Iterator[None]:
+    """Within this context the mark of a connected run is not spoken of: Pivotune itself opens it, and connects it."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return CONNECTION_IS_OFF not in record.getMessage()
+
+    library = logging.getLogger("transformers.configuration_utils")
+    library.addFilter(is_other)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=f".*{CONNECTION_IS_OFF}")
+            yield
+    finally:
+        library.removeFilter(is_other)
 
 
 # Writing -------------------------------------------------------------------------------------------------------------
@@ -123,27 +155,35 @@ def write_model(
         weights = {
             name.removeprefix("model."): value for name, value in state_dict.items() if name.startswith("model.")
         }
-    if connected and not adapter:
-        weights = dict(model.state_dict() if weights is None else weights)
-        weights[CONNECTION_IS_OFF] = torch.zeros(1)
     tokens.settle(model)
     model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
     if adapter:  # PEFT leaves it to the base, which does not know what these answers end with
         unwrap(model).generation_config.save_pretrained(folder)
-    if connected and adapter:
-        config = read_json(folder / ADAPTER_CONFIG)
-        config[CONNECTION_IS_OFF] = True
-        write_json(folder / ADAPTER_CONFIG, config)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    if own := _own_tensors(method, state_dict):
-        save_file({name: value.detach().cpu().contiguous() for name, value in own.items()}, folder / TENSORS)
+    write_own(folder, _own_tensors(method, state_dict), connected=connected, adapter=adapter)
+
+
+def write_own(folder: Path, tensors: Mapping[str, Tensor], *, connected: bool, adapter: bool) -> None:
+    """What a run has beside its model: the objectives' tensors, and of a connected one its mark and its generate()."""
+    if tensors:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / TENSORS)
+    if connected and not adapter:  # of an adapter transformers would look for it in the base's folder
+        (folder / CUSTOM_GENERATE).parent.mkdir(exist_ok=True)
+        write_text(folder / CUSTOM_GENERATE, GENERATE)
+    path = folder / (ADAPTER_CONFIG if adapter else "config.json")
+    config = read_json(path)
+    marked = CONNECTION_IS_OFF in config  # where the base was connected
+    if connected:
+        write_json(path, config | {CONNECTION_IS_OFF: -1})
+    elif marked:
+        write_json(path, {name: value for name, value in config.items() if name != CONNECTION_IS_OFF})
 
 
 def mark_complete(folder: str | Path, info: dict[str, Any]) -> None:
     """Write the model card and, when all other files are on the disk, `pivotune.json`."""
     folder = Path(folder)
-    write_text(folder / "README.md", _card(info))
+    write_text(folder / "README.md", card.of_run(info, INFO))
     for path in folder.rglob("*"):  # some file systems report a full disk only now
         if path.is_file():
             with path.open("r+b") as file:
@@ -184,6 +224,7 @@ def written_at_once(folder: str | Path) -> Iterator[Path]:
             folder.rmdir()
         raise
     _begin(folder)
+    shutil.rmtree((folder / CUSTOM_GENERATE).parent, ignore_errors=True)  # of an earlier run
     for path in sorted(temporary.iterdir(), key=lambda path: path.name == INFO):
         os.replace(path, folder / path.name)
     (folder / UNFINISHED).unlink()
@@ -320,25 +361,6 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(without_nan(content), indent=2, ensure_ascii=False, default=as_json) + "\n")
 
 
-def _card(info: dict[str, Any]) -> str:
-    base = info.get("base_model")
-    head = ["---", "library_name: " + ("peft" if info.get("adapter") else "transformers")]
-    head += [f"base_model: {base}"] * (base is not None) + ["tags: [pivotune]", "---", ""]
-    trained = [OBJECTIVES[name] for name in info["objectives"]]
-    lines = [f"# {' and '.join(one.title for one in trained) or 'Plain fine-tuning'}, by Pivotune", ""]
-    if any(one.connects for one in trained):
-        lines += [
-            "**Opened with plain transformers or PEFT, the cross-lingual connection of this model is OFF**: it "
-            "answers, but not the way it was trained to. With Pivotune the connection is on:",
-        ]
-    else:
-        lines += ["An ordinary model folder: `AutoModelForCausalLM.from_pretrained` opens it. Or, with Pivotune:"]
-    lines += ["", "    pivotune generate THIS_FOLDER 'a question'", "", f"Options and versions: `{INFO}`.", ""]
-    if citations := [one.citation for one in trained if one.citation]:
-        lines += ["## Citation", "", "```bibtex", "\n\n".join(citations), "```", ""]
-    return "\n".join(head + lines)
-
-
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
@@ -350,7 +372,7 @@ class Run:
         model: the causal LM, in evaluation mode; a PeftModel where the run trained adapters.
         tokenizer: of the run.
         info: the content of `pivotune.json`; empty for a model that is no run.
-        tensors: of `pivotune.safetensors`.
+        tensors: of `pivotune.tensors`.
     """
 
     model: Any
@@ -393,6 +415,7 @@ def _of(name: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
     return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
+@_without_the_mark()
 def load_run(
     path: str | Path,
     *,
@@ -431,7 +454,6 @@ def load_run(
         except PivotuneError as error:
             raise PivotuneError(f"{path}: the base model that its {INFO} names (base_model): {error}") from error
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=f".*{CONNECTION_IS_OFF}")
             warnings.filterwarnings("error", message=".*missing adapter keys")
             try:
                 model = PeftModel.from_pretrained(base, str(path))
@@ -443,7 +465,7 @@ def load_run(
     else:
         model = _own_weights(AutoModelForCausalLM, path, dtype=dtype, **options)
     if info.get("tensors"):
-        tensors = _load_tensors(path, info["tensors"])
+        tensors = load_tensors(path, info["tensors"])
     check_finite(str(path), [*model.named_parameters(), *tensors.items()])
     model.pivotune_prompt_style = info.get("prompt_style", "auto")
     fix_template_kwargs(tokenizer, chat_template_kwargs)
@@ -561,8 +583,8 @@ def read_info_file(path: str | Path) -> dict[str, Any]:
         raise PivotuneError(f"{path}: was written by Pivotune {made}, and this is {pivotune.__version__}. Upgrade.")
     if info["format"] < FORMAT:
         raise PivotuneError(
-            f"{path}: was written by an earlier version of Pivotune, which had methods instead of objectives. Train "
-            "the run again, or open it with that version."
+            f"{path}: was written by an earlier version of Pivotune, whose runs had other files. Train the run again, "
+            "or open it with that version."
         )
     if not isinstance(info.get("tensors"), list):
         raise wrong(f"tensors is {info.get('tensors')!r}, not a list")
@@ -672,7 +694,7 @@ def restore_own_tensors(method: Method, folder: str | Path) -> None:
     """The objectives' own tensors alone, as in `restore`."""
     own = {name.removeprefix("objectives."): value for name, value in method.own_tensors().items()}
     if own:
-        saved = _load_tensors(folder, own)
+        saved = load_tensors(folder, own)
         _check_fit(folder, {name: saved[name] for name in own}, own)
         with torch.no_grad():
             for name, value in own.items():
@@ -690,7 +712,7 @@ def _check_fit(folder: str | Path, saved: Mapping[str, Tensor], own: Mapping[str
             )
 
 
-def _load_tensors(folder: str | Path, names: Iterable[str]) -> dict[str, Tensor]:
+def load_tensors(folder: str | Path, names: Iterable[str]) -> dict[str, Tensor]:
     """The method's own tensors of a run, of which these may not be missing."""
     try:
         tensors = load_file(Path(folder) / TENSORS)
@@ -704,6 +726,7 @@ def _load_tensors(folder: str | Path, names: Iterable[str]) -> dict[str, Tensor]
 # Opening models and tokenizers -------------------------------------------------------------------------------------
 
 
+@_without_the_mark()
 def open_config(path: str | Path, revision: str | None = None) -> PretrainedConfig:
     """The configuration of a model that can be opened as a causal language model; its weights are not touched.
 
@@ -753,6 +776,7 @@ def open_skeleton(path: str | Path, revision: str | None = None, **options: Any)
         raise PivotuneError(f"{path}: cannot be opened as a causal language model: {reason(error)}.") from error
 
 
+@_without_the_mark()
 def open_model(path: str | Path, revision: str | None = None, **options: Any) -> Any:
     """`AutoModelForCausalLM.from_pretrained`, for GGUF files too, and with errors of one line.
 
@@ -785,6 +809,7 @@ def open_model(path: str | Path, revision: str | None = None, **options: Any) ->
     return model
 
 
+@_without_the_mark()
 def open_tokenizer(path: str | Path, revision: str | None = None) -> Any:
     """`AutoTokenizer.from_pretrained`, for GGUF files too, and with errors of one line."""
     check_files(path)
@@ -902,16 +927,13 @@ def check_generation(path: str | Path, revision: str | None = None) -> None:
 
 
 def _own_weights(kind: Any, folder: str | Path, **options: Any) -> nn.Module:
-    """`from_pretrained` without its report of the tensor that says that the connection is off."""
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
+    """`from_pretrained` of a run, which has all of its weights and no others."""
     try:
-        model, report = kind.from_pretrained(folder, output_loading_info=True, **options)
+        with _without_the_mark():
+            model, report = kind.from_pretrained(folder, output_loading_info=True, **options)
     except Exception as error:  # whatever a damaged file makes of it
         raise PivotuneError(f"{folder}: cannot be opened: {reason(error)}.") from error
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-    wrong = {*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]} - {CONNECTION_IS_OFF}
+    wrong = {*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]}
     if wrong:
         raise PivotuneError(f"{folder}: its weights do not fit its config.json: {', '.join(map(str, sorted(wrong)))}.")
     return model

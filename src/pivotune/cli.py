@@ -45,6 +45,7 @@ COMMANDS = {
     "train": Command("fine-tune a model, plainly or with objectives", "pivotune.training:train"),
     "generate": Command("answer prompts with a run", "pivotune.generation:generate", ("run", "prompts*")),
     "evaluate": Command("the papers' benchmarks on a run", "pivotune.evaluation.runner:evaluate", ("run",)),
+    "export": Command("a run as an ordinary model folder", "pivotune.export:export", ("run",)),
     "layers": Command("which layers to supervise, and what each layer says", "pivotune.lens.layers:layers", ("model",)),
     "lens": Command("language, similarity and calibration of each layer", "pivotune.lens.report:lens", ("run",)),
     "compare": Command("evaluated runs side by side", "pivotune.evaluation.compare:compare", ("runs*",)),

@@ -42,7 +42,7 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """The examples: JSONL, JSON, Parquet or hub:owner/name[/configuration][:split].
+    """The examples: JSONL, JSON, Parquet or `hub:owner/name[/configuration][:split]`.
 
     Args:
         train: file, or list of files, of examples with their English counterparts.

@@ -75,7 +75,7 @@ def problem_in_files(folder: str | Path) -> str | None:
     Reads every weight and, where it lies in one file, the optimizer's state; both once, a tensor at a time.
     """
     folder = Path(folder)
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.tensors")]):
         try:
             with safe_open(file, framework="pt") as content:
                 wrong = broken_names((name, content.get_tensor(name)) for name in content.keys())  # noqa: SIM118

@@ -352,7 +352,7 @@ def _digest(questions: Sequence[Question], connection: str | None) -> str:
     return hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
-_OF_A_MODEL = (".safetensors", ".bin", ".json", ".model", ".jinja")
+_OF_A_MODEL = (".safetensors", ".tensors", ".bin", ".json", ".model", ".jinja")
 
 
 def _state(run: Path) -> str | None:

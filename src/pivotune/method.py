@@ -58,7 +58,7 @@ class Method(nn.Module):
     Example:
         >>> method = Method(model)
         >>> output = method(batch)
-        >>> output["loss"].backward(); output["terms"]["lm"]
+        >>> output["loss"].backward()
     """
 
     accepts_loss_kwargs = True  # tells transformers.Trainer that the loss is already normalised over the window

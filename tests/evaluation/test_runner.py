@@ -704,7 +704,7 @@ def test_two_evaluations_do_not_share_a_folder(
     assert tried and not (tmp_path / "pivotune.lock").exists()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "pivotune.safetensors", "tokenizer.json", "pivotune.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "pivotune.tensors", "tokenizer.json", "pivotune.json"])
 def test_a_damaged_run_is_named_before_anything_is_read(
     name: str, run: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

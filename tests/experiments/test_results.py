@@ -24,7 +24,9 @@ def sections() -> dict[str, str]:
 
 def test_the_summary_is_what_the_script_writes_and_one_page(sections: dict[str, str]) -> None:
     text = (results.ROOT / "RESULTS.md").read_text("utf-8")
-    assert text == results.filled(results.TEMPLATE.read_text("utf-8"), sections)
+    assert text == f"{results.NOTE}\n\n{results.filled(results.TEMPLATE, sections)}"
+    readme = (results.ROOT / "README.md").read_text("utf-8")
+    assert results.filled(results.README, sections).strip() in readme
     assert len(text.splitlines()) < 150 and "{{" not in text
 
 
@@ -33,7 +35,7 @@ def test_no_number_of_the_summary_is_typed() -> None:
     and tests, layers, weights, steps and bases."""
     text = re.sub(r"{{.*?}}", "", results.TEMPLATE.read_text("utf-8"), flags=re.DOTALL)
     text = re.sub(r"^\d+\. ", "", text, flags=re.MULTILINE)
-    assert set(NUMBER.findall(text)) == {"95", "0.05", "1", "6", "4", "3", "0.3"}
+    assert set(NUMBER.findall(text)) == {"95", "0.05", "1", "6", "4", "3", "0.3", "11", "-3", "-270"}
 
 
 def test_the_plot_is_what_the_script_draws(sections: dict[str, str], tmp_path: Path) -> None:
@@ -87,9 +89,10 @@ def test_the_index_names_every_page() -> None:
 SECTIONS = {"a": "### Scores\n\n| | x |\n|---|---|\n| r | +1.0 [+0.5, +1.5]* |\n\nGain: none."}
 
 
-def test_references_are_filled_in() -> None:
-    text = results.filled("# T\n\n| {{a > Scores > r > x}} |\n\nGain: {{a > Scores >\n  Gain:}}.\n", SECTIONS)
-    assert text == f"{results.NOTE}\n\n# T\n\n| +1.0 [+0.5, +1.5]\\* |\n\nGain: none.\n"
+def test_references_are_filled_in(tmp_path: Path) -> None:
+    template = tmp_path / "summary.md"
+    template.write_text("# T\n\n| {{a > Scores > r > x}} |\n\nGain: {{a > Scores >\n  Gain:}}.\n")
+    assert results.filled(template, SECTIONS) == "# T\n\n| +1.0 [+0.5, +1.5]\\* |\n\nGain: none.\n"
 
 
 @pytest.mark.parametrize(
@@ -101,9 +104,11 @@ def test_references_are_filled_in() -> None:
         ("a > b > c", "no s"),
     ],
 )
-def test_a_reference_that_leads_nowhere_is_an_error(reference: str, why: str) -> None:
+def test_a_reference_that_leads_nowhere_is_an_error(reference: str, why: str, tmp_path: Path) -> None:
+    template = tmp_path / "summary.md"
+    template.write_text(f"{{{{{reference}}}}}")
     with pytest.raises(PivotuneError, match=rf"summary\.md: {{{{{reference}}}}}: .*{why}"):
-        results.filled(f"{{{{{reference}}}}}", SECTIONS)
+        results.filled(template, SECTIONS)
 
 
 def test_a_section_is_recorded_on_its_page_and_in_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

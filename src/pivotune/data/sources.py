@@ -43,7 +43,7 @@ def read_examples(
     """Read and validate all examples of one or several sources.
 
     Args:
-        source: path or paths (.jsonl, .json, each also .gz, and .parquet), or "hub:owner/name[/configuration][:split]"
+        source: path or paths (.jsonl, .json, each also .gz, and .parquet), or `hub:owner/name[/configuration][:split]`
             for a dataset that `datasets.load_dataset` finds; the split is "train" unless given.
         on_bad: "error" raises at the first bad row; "skip" counts it in the report and goes on.
         require_english: whether a non-English row without its English counterpart is bad.

@@ -65,7 +65,10 @@ _STYLES = tuple(one for one in STYLES if one != "auto")
 # Options that only one protocol has; None where that one has not been evaluated.
 _OF_ONE_PROTOCOL = ("style", "chat_template_kwargs", "max_new_tokens", "softmax_dtype")
 # Whatever of a model folder decides what it answers. Weights are sampled: training changes them everywhere.
-_OF_MODEL = ("*.safetensors", "*.bin", "*config.json", "tokenizer*", "special_tokens*", "chat_template*", "*.jinja")
+_OF_MODEL = (
+    *("*.safetensors", "*.tensors", "*.bin", "*config.json"),
+    *("tokenizer*", "special_tokens*", "chat_template*", "*.jinja"),
+)
 _SAMPLES, _SAMPLE = 64, 1 << 16
 
 
