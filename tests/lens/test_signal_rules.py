@@ -66,7 +66,7 @@ def test_where_the_head_reads() -> None:
     answer = nats([100, 30, 20, 15, 14, 12, 9, 6, 3, 2], seed=1)
     choice = find_readable(question, answer, VOCAB)
     assert (choice.conversion_layer, choice.thinking_layer, choice.found) == (7, 8, True)
-    assert f"{guess:.1f} by guessing" in choice.reason
+    assert f"guessing takes {guess:.1f}" in choice.reason
     assert choice.confidence is not None
     alone = find_readable(question, answer[:0], VOCAB)
     assert (alone.conversion_layer, alone.thinking_layer) == (7, 7)

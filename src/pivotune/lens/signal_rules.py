@@ -78,11 +78,11 @@ def find_readable(question_NL: np.ndarray, answer_ML: np.ndarray, vocab_size: in
             )
         at = _readable(curve_L, guess)
         found.append(at + 1)
-        reasons.append(f"the English {name} from layer {at + 1} on, {curve_L[at]:.1f} nats there")
+        reasons.append(f"the English {name} from layer {at + 1} on ({curve_L[at]:.1f} nats there)")
         confidences.append(_agreement(values, lambda curve: (_readable(curve, guess),), (at,), seed))
     i, j = found
     confidence = None if None in confidences else min(one for one in confidences if one is not None)
-    reason = f"the head reads {' and '.join(reasons)}, {guess:.1f} by guessing"
+    reason = f"the head reads {' and '.join(reasons)}; guessing takes {guess:.1f}"
     return LayerChoice(i, max(i, j), confidence, None, True, reason)
 
 
