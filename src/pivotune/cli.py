@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from pivotune import __version__
-from pivotune.errors import PivotuneError
+from pivotune.errors import PivotuneError, check_choice
 
 if TYPE_CHECKING:
     from yaml import Node
@@ -126,7 +126,7 @@ def _overview() -> str:
 
 def _train(name: str, arguments: list[str]) -> None:
     from pivotune.config import NOT_SUPPORTED
-    from pivotune.options import from_words, read_file, read_value, takes_list
+    from pivotune.options import from_words, names_in, presets, read_file, read_value, takes_list
 
     if _asks_for_help(arguments):
         _print_train_help(name)
@@ -136,15 +136,29 @@ def _train(name: str, arguments: list[str]) -> None:
     sections = ", ".join(f"{one}:" for one in configuration.objectives)
     reasons["method"] = f"the sections that are there are the method ({sections} or none for plain fine-tuning)"
     given: dict[str, Any] = {}
+    chosen: list[str] = []  # presets
 
-    more = {"config": list[str], "print_config": bool}
+    def take(file: str, given: dict[str, Any]) -> None:
+        for option, (node, where) in read_file(file, configuration.is_group, configuration.objectives).items():
+            if option == "preset":
+                chosen.extend(names_in(read_value(node, str, f"{where}: {option}")))
+                continue
+            known = _known(option, kinds, reasons, where)
+            _set(given, option, known, node, kinds[known], f"{where}: {option}")
+
+    more = {"config": list[str], "print_config": bool, "preset": str}
     words, files = _split(arguments, kinds | more, reasons, needed=1)
     for file in [*files, *words.pop("config", [])]:
         if not (file.endswith((".yaml", ".yml", ".json")) or os.path.isfile(file)):
             raise PivotuneError(f"command line: {file!r} belongs to no option and is no YAML file.")
-        for option, (node, where) in read_file(file, configuration.is_group, configuration.objectives).items():
-            known = _known(option, kinds, reasons, where)
-            _set(given, option, known, node, kinds[known], f"{where}: {option}")
+        take(file, given)
+    if "preset" in words:
+        chosen += names_in(read_value(from_words(words.pop("preset"), str), str, "preset"))
+    preset: dict[str, Any] = {}
+    for one in chosen:
+        check_choice("preset", one, presets())
+        take(presets()[one], preset)
+    given = preset | given
     shows = read_value(from_words(words.pop("print_config", ["false"]), bool), bool, "print_config")
     for option, values in words.items():
         known = _known(option, kinds, reasons, "command line")
@@ -235,6 +249,7 @@ def _print_train_help(name: str) -> NoReturn:
 
     from pivotune.config import HIDDEN, RunConfig, TrainingOptions
     from pivotune.objectives import OBJECTIVES
+    from pivotune.options import presets
 
     parser = jsonargparse.ArgumentParser(
         prog=f"pivotune {name}",
@@ -242,6 +257,12 @@ def _print_train_help(name: str) -> NoReturn:
         description="Fine-tune a model. Options come from YAML files, later ones and the command line winning.",
     )
     parser.add_argument("--config", metavar="FILE", help="the same as a positional YAML file.")
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"settings of a paper: {', '.join(presets())}, or both as a list; also a key of a YAML file. What files "
+        "and the command line say goes before.",
+    )
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration and exit.")
     parser.add_class_arguments(RunConfig, as_group=False, skip={"training", "objectives"})
     for one, objective in OBJECTIVES.items():

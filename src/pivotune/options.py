@@ -269,6 +269,11 @@ def _compose(text: str) -> Node:
 # A YAML file -------------------------------------------------------------------------------------------------------
 
 
+def presets() -> dict[str, str]:
+    """The settings of papers by name: YAML files that ship with the package."""
+    return {path.stem: str(path) for path in sorted(Path(__file__).with_name("presets").glob("*.yaml"))}
+
+
 def read_file(
     path: str | Path, is_group: Callable[[str], bool], switches: Collection[str] = ()
 ) -> dict[str, tuple[Node, str]]:
