@@ -57,7 +57,8 @@ def test_the_demo_prints_tables_and_writes_its_files(
 
     # A second demo replaces the first; and on one core it gives the same numbers.
     conversion, thinking = results["layers"]
-    layers = SimpleNamespace(conversion_layer=conversion, thinking_layer=thinking)
+    entropy = SimpleNamespace(conversion_layer=conversion, thinking_layer=thinking)
+    layers = SimpleNamespace(rules={"entropy": entropy})
     monkeypatch.setattr(module, "choose", lambda *_: layers)
     monkeypatch.setattr(module, "ROWS", {"TFT": ROWS["TFT"]})
     monkeypatch.setattr(workers, "cores", lambda: 1)

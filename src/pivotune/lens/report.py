@@ -452,7 +452,7 @@ def text(report: Mapping[str, Any], *, markdown: bool = False) -> str:
     lines = []
     if report["baseline"]:
         lines.append(f"{report['baseline']} -> {report['run']}; * the 95 % interval of the difference leaves out 0.")
-    if report["reader"] == "tuned_lens":
+    if report.get("reader") == "tuned_lens":
         lines.append("Entropy, language and nats are read by a tuned lens, fitted on these examples by least squares.")
     if any("language_after_blank" in found for found in report["languages"].values()):
         lines.append("Languages whose answers begin with a blank token are read behind it, for English % and target %.")

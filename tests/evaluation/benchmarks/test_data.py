@@ -159,7 +159,7 @@ def letters(text: str) -> str:
 def test_the_golds_of_the_files_score_1(name: str, bench: Path, tmp_path: Path) -> None:
     """In every language of the paper, through engine, extraction and scorer; the readers' own golds are not used."""
     pytest.importorskip("lm_eval", reason="needs the extra pivotune[evaluation]")
-    from tests.evaluation.test_evaluate import cells_of
+    from tests.evaluation.test_runner import cells_of
 
     for language in PRESETS[BENCHMARKS[name].paper].languages[name]:
         golds = golds_in_the_files(bench, name, language)
