@@ -29,8 +29,10 @@ def connected_generate(*args: Any, model: Any, **kwargs: Any) -> Any:
     Raises:
         PivotuneError: the folder is no longer there, or holds no connection.
     """
-    if not is_connected(model) or _is_ours(model):
-        connect(model, _connection(model))
+    if is_connected(model) and not _is_ours(model):  # asked for by name again: the call came through the connection
+        plain = unwrap(model)
+        return type(plain).generate(plain, *args, **kwargs)
+    connect(model, _connection(model))
     return model.generate(*args, **kwargs)
 
 
