@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from experiments import pages
 from pivotune.errors import PivotuneError
@@ -154,7 +155,11 @@ def draw(sections: Mapping[str, str], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("held-out facts right: points above plain fine-tuning, 95 % interval")
     axes.legend(frameon=False, fontsize=8, loc="lower left")
-    # Text as text: a third of the size.
+    write_svg(figure, path)
+
+
+def write_svg(figure: Figure, path: Path) -> None:
+    """A figure as SVG alone, its text as text: a third of the size."""
     with TemporaryDirectory() as folder, rc_context({"svg.fonttype": "none"}):
         svg = save(figure, Path(folder) / path.stem)[1]
         path.write_text(svg.read_text(encoding="utf-8"), encoding="utf-8")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import yaml
 
-from pivotune.card import card, of_run, results_in
+from pivotune.card import card, of_run
 
 
 def head(text: str) -> dict:
@@ -38,12 +37,3 @@ def test_of_a_run() -> None:
     both = of_run({"objectives": {"deep_supervision": {}, "cc_tuning": {}}}, "x.json")
     assert both.count("@inproceedings") == 2
     assert "ordinary model folder" in of_run({"objectives": {"deep_supervision": {}}}, "x.json")
-
-
-def test_results_are_those_of_the_connection(tmp_path: Path) -> None:
-    assert results_in(tmp_path, "none") == ""
-    (tmp_path / "evaluation.md").write_text("# run\n\n## Generation\n\n| a |\n")
-    for content, found in (("{", ""), ("[]", ""), (json.dumps({"connection": "matrix"}), "")):
-        (tmp_path / "scores.json").write_text(content)
-        assert results_in(tmp_path, "none") == found
-    assert results_in(tmp_path, "matrix") == "\n### Generation\n\n| a |\n"

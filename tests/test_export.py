@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pivotune.checkpoint import CONNECTION_IS_OFF, load_run
 from pivotune.errors import PivotuneError
-from pivotune.export import export
+from pivotune.export import export, results_in
 from pivotune.training import train
 from tests.runs import configuration, rows, write_base, write_rows
 
@@ -102,6 +102,15 @@ def test_the_card(runs: dict, base: Path, tmp_path: Path) -> None:
     for part in ("# CC-Tuning, by Pivotune", "--connection none", "zh 16 (12 with", "`train.jsonl`", "@inproceedings"):
         assert part in text
     assert "2 steps of 8 examples, learning rate 0.01" in text
+
+
+def test_results_are_those_of_the_connection(tmp_path: Path) -> None:
+    assert results_in(tmp_path, "none") == ""
+    (tmp_path / "evaluation.md").write_text("# run\n\n## Generation\n\n| a |\n")
+    for content, found in (("{", ""), ("[]", ""), (json.dumps({"connection": "matrix"}), "")):
+        (tmp_path / "scores.json").write_text(content)
+        assert results_in(tmp_path, "none") == found
+    assert results_in(tmp_path, "matrix") == "\n### Generation\n\n| a |\n"
 
 
 def test_what_is_refused(runs: dict, base: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from experiments.cells import environment
 from experiments.real import pairs
-from experiments.real.trial import CELLS, Trial, batch_nats, batches, examples, trained
+from experiments.real.trial import CELLS, Trial, batch_nats, batches, examples, numbers, trained
 from pivotune.anatomy import Anatomy
 from pivotune.checkpoint import Run, load_run
 from pivotune.data import Batch, ParallelExample
@@ -94,7 +94,7 @@ def patched(
                     scores[f"{name} {layer}"].update(zip(chosen, batch_nats(anatomy, batch), strict=True))
     for chosen, batch in batches(run, [_with_english(one) for one in asked], size):
         scores["context"].update(zip(chosen, batch_nats(anatomy, batch), strict=True))
-    return {name: _numbers([of[number] for number in range(len(asked))]) for name, of in scores.items()}
+    return {name: numbers(of[number] for number in range(len(asked))) for name, of in scores.items()}
 
 
 def _states(anatomy: Anatomy, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -114,11 +114,3 @@ def _with_english(example: ParallelExample) -> ParallelExample:
     assert example.english is not None
     both = f"{example.english.instruction}\n{example.text.instruction}"
     return dataclasses.replace(example, text=dataclasses.replace(example.text, instruction=both))
-
-
-def _numbers(answers: Sequence[Tensor]) -> dict[str, list[float]]:
-    return {
-        "first": [round(one[0].item(), 4) for one in answers],
-        "nats": [round(one.sum().item(), 4) for one in answers],
-        "tokens": [len(one) for one in answers],
-    }

@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from experiments.real import models, tables
+from experiments.real.pairs import SIZES
 from experiments.real.settings import RECOMMENDED
-from experiments.real.trial import BATCH, SECONDS_PER_EXAMPLE, SECONDS_PER_STEP, Trial, model_folder, run_trial
+from experiments.real.trial import BATCH, ENGLISH, SECONDS_PER_EXAMPLE, SECONDS_PER_STEP, Trial, model_folder, run_trial
 from pivotune.files import write_text
 from pivotune.lab.workers import Job, Report, side_by_side
+from pivotune.plotting import save
 
 PAIRS = 400
 RATE = 5e-5
-MEASURED = 900
-"""Examples that a row is measured on: development, test and English."""
+MEASURED = SIZES["dev"] + SIZES["test"] + ENGLISH
+"""Examples that a row is measured on."""
 
 
 def short(work: Path, data: Path, language: str = "vi", name: str = "gemma") -> None:
@@ -46,7 +48,7 @@ def short(work: Path, data: Path, language: str = "vi", name: str = "gemma") -> 
     of_group = tables.groups(tables.read_cells(cells))
     text = "\n\n".join(tables.text(rows, *key) for key, rows in of_group.items())
     write_text(work / "real.md", f"{text}\n")
-    plot = tables.draw(of_group, work / "real")[0]
+    plot = save(tables.drawn(of_group), work / "real")[0]
     print(f"\n{text}\n\nTable: {work / 'real.md'}. Plot: {plot}.")
 
 

@@ -12,18 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from experiments import pages, results
 from experiments.real.settings import SETTINGS
 from experiments.real.trial import CELLS
 from pivotune import uncertainty
-from pivotune.files import write_text
-from pivotune.plotting import COLORS, GREY, language_name, new_figure, save
+from pivotune.plotting import COLORS, GREY, language_name, new_figure
 from pivotune.tables import table
 from pivotune.uncertainty import Interval
 
@@ -110,7 +108,7 @@ def groups(cells: Iterable[Cell]) -> dict[tuple[str, str, int], list[Row]]:
 
 @dataclass(frozen=True)
 class Gap:
-    """A difference from TFT, and its p value (corrected by Holm over the rows) where there are several seeds."""
+    """A difference from TFT, and its p value, corrected by Holm over the rows."""
 
     interval: Interval
     p: float
@@ -182,8 +180,8 @@ def _logged(cells: Sequence[Cell], name: str) -> str:
     return f"{median(values):.3g}" if values else ""
 
 
-def draw(of_group: Mapping[tuple[str, str, int], Sequence[Row]], path: Path) -> list[Path]:
-    """Differences from TFT, one colour for each language and one for English; PNG and SVG."""
+def drawn(of_group: Mapping[tuple[str, str, int], Sequence[Row]]) -> Figure:
+    """Differences from TFT, a colour for each model and language; hollow where the questions are in English."""
     shown = {key: (gaps(rows, "test"), gaps(rows, "english")) for key, rows in of_group.items()}
     labels = list(dict.fromkeys(label for found, _ in shown.values() for label in found))
     figure, axes = new_figure(9, 1.2 + 0.4 * len(labels))
@@ -200,7 +198,7 @@ def draw(of_group: Mapping[tuple[str, str, int], Sequence[Row]], path: Path) -> 
         axes.errorbar(
             [one.mean for _, one in given],
             [y for y, _ in given],
-            xerr=np.array([[one.mean - one.low, one.high - one.mean] for _, one in given]).T if given else None,
+            xerr=np.array([[one.mean - one.low, one.high - one.mean] for _, one in given]).T,
             fmt="s" if number % 2 else "o",
             markersize=4,
             markerfacecolor="white" if number % 2 else None,
@@ -214,7 +212,7 @@ def draw(of_group: Mapping[tuple[str, str, int], Sequence[Row]], path: Path) -> 
     axes.set_xscale("symlog", linthresh=0.01)
     axes.set_xlabel("nats per token minus those of TFT (less is better)")
     axes.legend(frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-    return save(figure, path)
+    return figure
 
 
 def patching() -> str:
@@ -260,6 +258,4 @@ def publish(given: Sequence[str]) -> None:
         section = f"{pages.head('real', given, results_of, notes)}\n\n{content}"
         print(f"\n{section}")
         pages.write_section(folder / "real.md", name, section)
-    with TemporaryDirectory() as temporary, rc_context({"svg.fonttype": "none"}):
-        svg = draw(of_group, Path(temporary) / "real")[1]
-        write_text(folder / "real.svg", svg.read_text(encoding="utf-8"))
+    results.write_svg(drawn(of_group), folder / "real.svg")

@@ -13,7 +13,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,8 @@ RATES = (1e-5, 2e-5, 5e-5)
 BATCH = 16
 MAX_LENGTH = 384
 FORMAT = 1
+ENGLISH = 200
+"""Test questions that are asked in English too."""
 SECONDS_PER_STEP, SECONDS_PER_EXAMPLE = 14.0, 0.25  # on one core of a small cloud machine, of plain fine-tuning
 
 
@@ -153,7 +155,7 @@ def run_trial(
     def scored(split: str, language: str, count: int | None = None, mode: str = "none") -> dict[str, list[float]]:
         asked = examples(split, language, data, count)
         report(f"asked, {split}", SECONDS_PER_EXAMPLE * len(asked))
-        return _measured(run, asked, mode)
+        return numbers(answer_nats(run, asked, mode))
 
     content = {
         "format": FORMAT,
@@ -163,7 +165,7 @@ def run_trial(
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "dev": scored("dev", trial.language),
         "test": {mode: scored("test", trial.language, mode=mode) for mode in _modes(run)},
-        "english": scored("test", "en", 200),
+        "english": scored("test", "en", ENGLISH),
         "mexa": _mexa(run, examples("dev", trial.language, data)),
         "log": [{key: _short(value) for key, value in entry.items()} for entry in log],
         "seconds": {"training": round(measured - began), "measuring": round(time.perf_counter() - measured)},
@@ -184,10 +186,10 @@ def _modes(run: Run) -> tuple[str, ...]:
     return ("none",) if connection is None else ("none", *(one for one in connection.modes if one != "none"))
 
 
-def _measured(run: Run, asked: Sequence[ParallelExample], mode: str) -> dict[str, list[float]]:
-    """Of each example: nats of its answer, nats of the answer's first token, tokens."""
+def numbers(answers: Iterable[torch.Tensor]) -> dict[str, list[float]]:
+    """Of each answer, (T,) nats of its tokens: their sum, those of the first one, and how many there are."""
     nats, first, tokens = [], [], []
-    for one in answer_nats(run, asked, mode):
+    for one in answers:
         nats.append(_short(one.sum().item()))
         first.append(_short(one[0].item()))
         tokens.append(len(one))

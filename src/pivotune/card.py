@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,11 @@ def card(info: Mapping[str, Any], how: str, *, library: str = "transformers", re
     trained = [OBJECTIVES[name] for name in info.get("objectives", {})]
     title = " and ".join(one.title for one in trained) or "Plain fine-tuning"
     # JSON is YAML: a name that YAML would read as something else stays a string.
-    head = {"library_name": library, "pipeline_tag": "text-generation", "tags": ["pivotune"]}
-    head |= {name: value for name, value in (("base_model", info.get("base_model")),) if value is not None}
-    head |= {"language": list(languages)} if (languages := info.get("rows")) else {}
+    head: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation", "tags": ["pivotune"]}
+    if (base := info.get("base_model")) is not None:
+        head["base_model"] = base
+    if languages := info.get("rows"):
+        head["language"] = list(languages)
     lines = ["---", *(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in head.items()), "---", ""]
     lines += [f"# {title}, by Pivotune", "", how, ""]
     if training := _training(info):
@@ -56,18 +57,6 @@ def of_run(info: Mapping[str, Any], record: str) -> str:
     return card(info, how, library="peft" if info.get("adapter") else "transformers")
 
 
-def results_in(evaluation: Path, connection: str) -> str:
-    """The tables of `pivotune evaluate` in this folder, where they are of this connection; else nothing."""
-    try:
-        scores = json.loads((evaluation / "scores.json").read_text(encoding="utf-8"))
-        table = (evaluation / "evaluation.md").read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return ""
-    if not isinstance(scores, dict) or scores.get("connection") != connection:
-        return ""
-    return re.sub(r"^## ", "### ", table.partition("\n")[2], flags=re.MULTILINE)
-
-
 def _training(info: Mapping[str, Any]) -> list[str]:
     data, training = info.get("data", {}), info.get("training", {})
     rows, pairs = info.get("rows") or {}, info.get("pairs") or {}
@@ -83,8 +72,8 @@ def _training(info: Mapping[str, Any]) -> list[str]:
     if lora := info.get("lora"):
         shown.append(f"* LoRA: {_listed(lora)}")
     if info.get("steps"):
-        told = (f"{info['steps']} steps of {info.get('examples_per_step')} examples", training.get("learning_rate"))
-        shown.append(f"* {told[0]}, learning rate {told[1]}, seed {training.get('seed')}")
+        steps = f"{info['steps']} steps of {info.get('examples_per_step')} examples"
+        shown.append(f"* {steps}, learning rate {training.get('learning_rate')}, seed {training.get('seed')}")
     if versions := info.get("versions"):
         shown.append(f"* {', '.join(f'{name} {version}' for name, version in versions.items() if version)}")
     return shown

@@ -6,7 +6,8 @@ mark. What is left needs transformers alone, or vLLM, llama.cpp's converter, and
 
 from __future__ import annotations
 
-import logging
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -29,10 +30,8 @@ from pivotune.checkpoint import (
     written_at_once,
 )
 from pivotune.errors import PivotuneError, check_choice
-from pivotune.evaluation.results import FOLDER
+from pivotune.evaluation.results import FOLDER, SCORES, TABLE
 from pivotune.files import reason, write_text
-
-logger = logging.getLogger(__name__)
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -108,12 +107,24 @@ def export(
     return folder
 
 
+def results_in(evaluation: Path, connection: str) -> str:
+    """The tables of `pivotune evaluate` in this folder, where they are of this connection; else nothing."""
+    try:
+        scores = json.loads((evaluation / SCORES).read_text(encoding="utf-8"))
+        table = (evaluation / TABLE).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+    if not isinstance(scores, dict) or scores.get("connection") != connection:
+        return ""
+    return re.sub(r"^## ", "### ", table.partition("\n")[2], flags=re.MULTILINE)
+
+
 def _card(run: str, info: Mapping[str, Any]) -> str:
     how = "`AutoModelForCausalLM.from_pretrained` opens it, and so does `vllm serve`."
     if connection_modes(info) != ("none",):
         print("The connection is left out: the exported model answers as the run does with --connection none.")
         how = f"{card.NO_CONNECTION}\n\n{how}"
-    return card.card(info, how, results=card.results_in(Path(run) / FOLDER, "none"))
+    return card.card(info, how, results=results_in(Path(run) / FOLDER, "none"))
 
 
 def _hub(name: str) -> HfApi:

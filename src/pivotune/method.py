@@ -33,6 +33,11 @@ class Term(NamedTuple):
     sum: Tensor
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
 
+    @property
+    def mean(self) -> Tensor:
+        """Over its items; 0 where there are none."""
+        return self.sum / self.count.clamp(min=1)
+
 
 class MethodOutput(TypedDict):
     """`loss` to call backward on, and the terms it is made of, by name."""

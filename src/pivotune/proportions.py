@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pivotune.method import Method, MethodOutput
+from pivotune.method import Method, MethodOutput, Term
 
 TOO_MUCH = 10.0
 """Times the gradient of the ordinary loss: more is warned of."""
@@ -83,20 +83,18 @@ def measure(method: Method, output: MethodOutput, *, gradients: bool) -> list[Pr
     ordinary: dict[int, float] = {}
     for part in method.parts:
         for name, scale in part.scales().items():
-            total, count = output["terms"][name]
-            if not weights[name] or not int(count):
+            term, weight, layer = output["terms"][name], weights[name], scale.layer
+            items = int(term.count)
+            if not weight or not items:
                 continue
             share = None
-            parameters = [p for p in method.anatomy.layers[scale.layer - 1].parameters() if p.requires_grad]
+            parameters = [one for one in method.anatomy.layer(layer).parameters() if one.requires_grad]
             if gradients and parameters:
-                if scale.layer not in ordinary:
-                    ordinary[scale.layer] = _norm(output["terms"]["lm"], parameters)
-                own = weights[name] * _norm((total, count), parameters)
-                share = own / ordinary[scale.layer] if ordinary[scale.layer] else None
-            value = float(total.detach() / count)
-            found.append(
-                Proportion(name, value, scale.guess(int(count)), scale.layer, share, weights[name], scale.advice)
-            )
+                if layer not in ordinary:
+                    ordinary[layer] = _norm(output["terms"]["lm"], parameters)
+                share = weight * _norm(term, parameters) / ordinary[layer] if ordinary[layer] else None
+            guess = scale.guess(items)
+            found.append(Proportion(name, term.mean.item(), guess, layer, share, weight, scale.advice))
     return found
 
 
@@ -105,9 +103,8 @@ def record(found: Iterable[Proportion]) -> Mapping[str, Any]:
     return {one.term: one.as_dict() for one in found}
 
 
-def _norm(term: tuple[Tensor, Tensor], parameters: Sequence[Tensor]) -> float:
+def _norm(term: Term, parameters: Sequence[Tensor]) -> float:
     """Of the gradient of a term's mean."""
-    total, count = term
-    grads = torch.autograd.grad(total / count.clamp(min=1), parameters, retain_graph=True, allow_unused=True)
+    grads = torch.autograd.grad(term.mean, parameters, retain_graph=True, allow_unused=True)
     norms = [grad.float().norm() for grad in grads if grad is not None]
     return float(torch.stack(norms).norm()) if norms else 0.0

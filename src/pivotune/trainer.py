@@ -31,7 +31,7 @@ from pivotune.distributed import on_first_process
 from pivotune.errors import PivotuneError
 from pivotune.files import reason
 from pivotune.losses import IGNORE
-from pivotune.method import Method, MethodOutput, Term
+from pivotune.method import Method, MethodOutput
 from pivotune.objectives.base import AfterTraining, unobtrusive
 from pivotune.taps import evaluating
 
@@ -191,7 +191,7 @@ class PivotuneTrainer(Trainer):
         whole = not (checkpointing or self.is_fsdp_enabled or self.is_deepspeed_enabled)
         found = proportions.measure(self.method, output, gradients=whole)
         if found and self.is_world_process_zero():
-            print(f"First step: lm {_mean(output['terms']['lm']):.3g}; {'; '.join(map(str, found))}.", flush=True)
+            print(f"First step: lm {output['terms']['lm'].mean.item():.3g}; {'; '.join(map(str, found))}.", flush=True)
         for warning in (one for each in found for one in each.warnings):
             self._warn(warning)
         if found:
@@ -569,10 +569,6 @@ class _AtTheStart(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._trainer._start()
-
-
-def _mean(term: Term) -> float:
-    return float(term.sum.detach() / term.count.clamp(min=1))
 
 
 def _accumulate(totals: dict[str, Tensor], batch: Batch, output: MethodOutput) -> None:

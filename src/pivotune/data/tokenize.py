@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -138,24 +139,33 @@ def _rows(
         )
         report.ends.update(ends)
         report.truncated += len(target.prompt_ids) + len(target.answer_ids) > max_length
-        row: dict[str, Any] = {
-            "id": example.id,
-            "language": example.language,
-            "input_ids": (target.prompt_ids + target.answer_ids)[:max_length],
-            "prompt_length": len(target.prompt_ids),
-            "question_start": target.question_start,
-            "question_end": target.question_end,
-        }
         if english is not None:
-            room = max_length - len(english.prompt_ids)
-            report.english_truncated += len(english.answer_ids) > room
-            row |= {
-                "english_prompt_ids": english.prompt_ids,
-                "english_question_start": english.question_start,
-                "english_question_end": english.question_end,
-                "english_answer_ids": english.answer_ids[:room],
-            }
-        yield example, row
+            report.english_truncated += len(english.prompt_ids) + len(english.answer_ids) > max_length
+        tokens = token_row(*(_cut(side, max_length) for side in (target, *more)))
+        yield example, {"id": example.id, "language": example.language, **tokens}
+
+
+def token_row(target: Encoded, english: Encoded | None = None) -> dict[str, Any]:
+    """The columns of an example that hold tokens, or say where they are: what a collator makes a batch of."""
+    row: dict[str, Any] = {
+        "input_ids": target.prompt_ids + target.answer_ids,
+        "prompt_length": len(target.prompt_ids),
+        "question_start": target.question_start,
+        "question_end": target.question_end,
+    }
+    if english is not None:
+        row |= {
+            "english_prompt_ids": english.prompt_ids,
+            "english_question_start": english.question_start,
+            "english_question_end": english.question_end,
+            "english_answer_ids": english.answer_ids,
+        }
+    return row
+
+
+def _cut(side: Encoded, max_length: int) -> Encoded:
+    """With as much of the answer as there is room for behind the prompt."""
+    return replace(side, answer_ids=side.answer_ids[: max_length - len(side.prompt_ids)])
 
 
 def _check_length(example: ParallelExample, side: Encoded, name: str, max_length: int) -> None:

@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 FOLDER, INFO, ITEMS = "evaluation", "evaluation.json", "items"
+TABLE, SCORES = "evaluation.md", "scores.json"
 _AGAIN = "evaluate again into an empty folder, or remove this file and resume"
 _PART = re.compile(r"[A-Za-z0-9_-]+")
 

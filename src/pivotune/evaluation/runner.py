@@ -43,6 +43,8 @@ from pivotune.evaluation.results import (
     FOLDER,
     INFO,
     ITEMS,
+    SCORES,
+    TABLE,
     BenchmarkInfo,
     Evaluation,
     ItemResult,
@@ -60,7 +62,6 @@ from pivotune.provenance import add_samples, versions
 logger = logging.getLogger(__name__)
 
 SoftmaxDtype = Literal["float32", "auto"]
-TABLE, SCORES = "evaluation.md", "scores.json"
 _STYLES = tuple(one for one in STYLES if one != "auto")
 # Options that only one protocol has; None where that one has not been evaluated.
 _OF_ONE_PROTOCOL = ("style", "chat_template_kwargs", "max_new_tokens", "softmax_dtype")

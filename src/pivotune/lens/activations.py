@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pivotune.anatomy import Anatomy
 from pivotune.data import Batch, ParallelCollator, ParallelExample, PromptEncoder, Report
+from pivotune.data.collate import last_token
 from pivotune.data.tokenize import tokenize_stream
 from pivotune.errors import check_number
 from pivotune.losses import LOGITS_PER_CHUNK, pool_span
@@ -132,7 +133,7 @@ def read(
         anatomy,
         batch["english_input_ids"],
         mask,
-        (batch["english_question_start"], batch["english_question_end"], mask.sum(dim=1) - 1),
+        (batch["english_question_start"], batch["english_question_end"], last_token(mask)),
         feed_forward=feed_forward,
     )
     target.tuned = english.tuned = tuned

@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from pivotune.anatomy import Anatomy
 from pivotune.data import Encoded, ParallelCollator
 from pivotune.data.continuation import english_question
+from pivotune.data.tokenize import token_row
 from pivotune.errors import PivotuneError
 from pivotune.lens.activations import PairActivations
 from pivotune.lens.entropy import read_prompts, side_entropies
@@ -142,8 +143,8 @@ def survey(
         chosen = _to_read(paired, max_length, seed)
         device = next(anatomy.embed.parameters()).device
         for pairs in _batches(chosen, batch_size):
-            rows_of = ParallelCollator(0)(list(map(_row, pairs)))  # the attention mask hides the padding
-            on_device = {name: one.to(device) for name, one in rows_of.items()}
+            made = ParallelCollator(0)([token_row(one.target, one.english) for one in pairs])  # padding is masked
+            on_device = {name: one.to(device) for name, one in made.items()}
             take_in(_reading(anatomy, on_device, reader, _share(tokens, len(chosen)), draw))
             progress(2 * len(pairs))
     return {name: torch.cat(tables).cpu().numpy() for name, tables in rows.items()}
@@ -178,21 +179,6 @@ def _to_read(paired: Sequence[Question], max_length: int, seed: int) -> list[Que
             found.append(replace(one, english=replace(one.english, answer_ids=one.english.answer_ids[:room])))
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[:READ_PAIRS]
     return [found[number] for number in sorted(order.tolist())]
-
-
-def _row(one: Question) -> dict[str, Any]:
-    """As `pivotune.data.tokenize` makes it."""
-    assert one.english is not None
-    return {
-        "input_ids": one.target.prompt_ids,
-        "prompt_length": len(one.target.prompt_ids),
-        "question_start": one.target.question_start,
-        "question_end": one.target.question_end,
-        "english_prompt_ids": one.english.prompt_ids,
-        "english_question_start": one.english.question_start,
-        "english_question_end": one.english.question_end,
-        "english_answer_ids": one.english.answer_ids,
-    }
 
 
 def _reading(

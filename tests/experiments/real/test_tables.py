@@ -10,6 +10,7 @@ import pytest
 
 from experiments.real import tables
 from experiments.real.settings import SETTINGS
+from pivotune.plotting import save
 
 ITEMS = 60
 
@@ -81,5 +82,5 @@ def test_the_best_rate_on_development_pairs_is_taken() -> None:
 
 def test_drawn(tmp_path: Path) -> None:
     cells = [cell("base"), cell("tft"), cell("contrast", -0.1)]
-    assert all(path.stat().st_size > 5000 for path in tables.draw(tables.groups(cells), tmp_path / "plot"))
+    assert all(path.stat().st_size > 5000 for path in save(tables.drawn(tables.groups(cells)), tmp_path / "plot"))
     assert tables.gaps(tables.rows_of([cell("base")]), "test") == {}

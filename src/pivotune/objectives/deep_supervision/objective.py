@@ -56,7 +56,8 @@ CITATION = """@inproceedings{huo2025deep,
 }"""
 
 Signal = Literal["logits", "feature", "off"]
-TERMS = ("language_conversion", "english_thinking")
+TERMS = {"language_conversion": "conversion", "english_thinking": "thinking"}
+"""Term -> what its options for layer and weight begin with."""
 
 
 @dataclass
@@ -201,7 +202,7 @@ class DeepSupervision(Objective):
         return lambda items: 1.0
 
     def _advice(self, term: _Supervised) -> str:
-        short = term.name.removeprefix("language_").removeprefix("english_")
+        short = TERMS[term.name]
         if not term.logits:
             return (
                 f"Supervise another layer (deep_supervision.{short}_layer; `pivotune layers` says which) or lower "
@@ -341,7 +342,7 @@ def _resolve(config: DeepSupervisionConfig, anatomy: Anatomy) -> tuple[_Supervis
         _check_tuned_lens(config)
     terms = []
     suggested = paper_layers(anatomy.num_layers)
-    for name, short, suggestion in zip(TERMS, ("conversion", "thinking"), suggested, strict=True):
+    for (name, short), suggestion in zip(TERMS.items(), suggested, strict=True):
         signal, weight = getattr(config, name), getattr(config, f"{short}_weight")
         check_choice(f"deep_supervision.{name}", signal, get_args(Signal))
         if signal == "off":
