@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pivotune import proportions
 from pivotune.checkpoint import INFO
+from pivotune.errors import PivotuneError
 from pivotune.method import Method
 from pivotune.objectives import DeepSupervisionConfig
-from pivotune.proportions import Proportion, measure
+from pivotune.proportions import Proportion, measure, weigh
 from pivotune.training import train
 from tests.batches import collate, random_examples
 from tests.families import VOCAB
@@ -54,6 +57,70 @@ def test_gradients_one_by_one(options: DeepSupervisionConfig) -> None:
     guesses = {one.guess for one in found.values()}
     feature = math.log(3) if options is CONTRAST else 1.0
     assert guesses == {math.log(VOCAB) if options.language_conversion == "logits" else feature}
+
+
+@pytest.mark.parametrize("options", [LAYERS, FEATURE, CONTRAST, replace(LAYERS, thinking_layer=1)])
+def test_auto_weights_meet_their_share(options: DeepSupervisionConfig) -> None:
+    """Over all batches together, whatever their sizes; measured here by the whole loss's own gradient."""
+    auto = replace(options, conversion_weight="auto", thinking_weight="auto", gradient_share=0.3)
+    method = made(auto)
+    batches = [collate(random_examples(1, (True, False, True, True))), collate(random_examples(2, (True, True)))]
+    with pytest.raises(PivotuneError, match="deep_supervision: the weight of language_conversion is still auto"):
+        method(batches[0])
+    found = weigh(method, batches)
+    assert method.weights == {"lm": 1.0} | {name: one.weight for name, one in found.items()} and method.training
+    assert method.objectives["deep_supervision"].options.thinking_weight == found["english_thinking"].weight > 0
+    counts = {name: sum(int(method.counts(batch)[name]) for batch in batches) for name in method.weights}
+    for name, one in found.items():
+        norms = {}
+        for term in (name, "lm"):
+            method.zero_grad()
+            for batch in batches:
+                (method.weights[term] * method(batch)["terms"][term].sum / counts[term]).backward()
+            grads = [p.grad for p in method.anatomy.layers[one.layer - 1].parameters() if p.grad is not None]
+            norms[term] = math.sqrt(sum(float((grad**2).sum()) for grad in grads))
+        assert norms[name] / norms["lm"] == pytest.approx(0.3, rel=1e-5)
+        assert str(one).endswith(f"so that at layer {one.layer} its gradient is 0.3 times that of lm")
+
+
+def test_a_weight_without_a_gradient_is_zero() -> None:
+    method = made(replace(LAYERS, conversion_weight="auto"))
+    found = weigh(method, [collate(random_examples(1, (False, False)))])
+    assert list(found) == ["language_conversion"] and found["language_conversion"].weight == 0.0
+    assert str(found["language_conversion"]) == "0, because at layer 1 it has no gradient"
+    assert method.weights["language_conversion"] == 0.0 and method.weights["english_thinking"] == 1.0
+    assert weigh(method, []) == {}
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_auto_weights_of_a_run(rank: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are found once, said, recorded with the run, and kept by a run that is resumed."""
+    base, data = write_base(tmp_path / "base"), write_rows(tmp_path / "train.jsonl", rows(16))
+    auto = replace(LAYERS, conversion_weight="auto", thinking_weight="auto", weight_warmup=0.5)
+    options: dict[str, Any] = dict(deep_supervision=auto, lora=rank, save_strategy="steps", save_steps=1, max_steps=3)
+    run = train(configuration(base, data, tmp_path / "run", "deep_supervision", **options))
+    printed = capsys.readouterr().out
+    info = json.loads((run / INFO).read_text())
+    found = info["found"]["deep_supervision"]["weights"]
+    assert info["asked"]["deep_supervision"] == dict.fromkeys(("conversion_weight", "thinking_weight"), "auto")
+    for name, option in (("language_conversion", "conversion_weight"), ("english_thinking", "thinking_weight")):
+        assert info["objectives"]["deep_supervision"][option] == found[name]["weight"] > 0
+        assert f"Weight of {name}: {found[name]['weight']:.3g}, so that" in printed
+        assert info["first_step"][name]["gradient"] == pytest.approx(0.1, rel=0.9)  # of this one batch
+
+    part = tmp_path / "part"
+    shutil.copytree(run / "checkpoint-1", part / "checkpoint-1")
+    options["resume_from_checkpoint"] = True
+    resumed = train(configuration(base, data, part, "deep_supervision", **options))
+    assert "Weight of" not in capsys.readouterr().out
+    same(run, resumed)
+    again = json.loads((resumed / INFO).read_text())
+    assert all(again[name] == info[name] for name in ("asked", "found", "objectives"))
+    options["deep_supervision"] = replace(auto, gradient_share=0.2)
+    shutil.rmtree(part)
+    shutil.copytree(run / "checkpoint-1", part / "checkpoint-1")
+    with pytest.raises(PivotuneError, match=r"gradient_share: got 0\.2, was 0\.1"):
+        train(configuration(base, data, part, "deep_supervision", **options))
 
 
 def test_what_does_not_train_is_not_measured() -> None:

@@ -163,7 +163,8 @@ OWN = {
             **{"language_conversion": "feature", "english_thinking": "off", "conversion_layer": 3, "thinking_layer": 1},
             **{"conversion_weight": 0.5, "thinking_weight": 0.5, "reading": "position_wise", "pooling": "last_token"},
             **{"stop_gradient": False, "final_norm": False, "feature_loss": "contrast", "temperature": 0.5},
-            **{"english_layer": "same", "reader": "tuned_lens"},
+            **{"english_layer": "same", "reader": "tuned_lens", "gradient_share": 0.5, "weight_warmup": 0.5},
+            **{"weight_cooldown": 0.5},
         },
     ),
     "cc_tuning": (

@@ -106,6 +106,7 @@ class TrainingOptions(TrainingArguments):
     resume_from_checkpoint: str | bool | None = None  # type: ignore[assignment]
     fsdp: bool | str | None = None  # type: ignore[assignment]
     ddp_find_unused_parameters: bool | None = False
+    ddp_broadcast_buffers: bool | None = False  # none changes in training, and maps of a tuned lens are large
     remove_unused_columns: bool = False
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
 

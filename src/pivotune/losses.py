@@ -51,7 +51,7 @@ def chunked_cross_entropy(
     """
     trained = tuple(p for p in parameters if p.requires_grad)
     if targets_N.numel() == 0:
-        return sum((p.sum() * 0.0 for p in trained), hidden_ND.sum().to(_at_least_float32(hidden_ND.dtype)) * 0.0)
+        return sum((p.sum() * 0.0 for p in trained), hidden_ND.sum().to(at_least_float32(hidden_ND.dtype)) * 0.0)
     rows = max(1, logits_per_chunk // vocab_size)
     if not torch.is_grad_enabled():
         hidden_ND, trained = hidden_ND.detach(), ()
@@ -64,7 +64,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, targets: Tensor, readout: Callable[[Tensor], Tensor], rows: int, *parameters: Tensor
     ) -> Tensor:
         wanted = bool(parameters) or ctx.needs_input_grad[0]  # parameters come only where they train
-        total = hidden.new_zeros((), dtype=_at_least_float32(hidden.dtype))
+        total = hidden.new_zeros((), dtype=at_least_float32(hidden.dtype))
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_parameters: list[Tensor | None] = [None] * len(parameters)
         several = hidden.shape[0] > rows
@@ -81,7 +81,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 grad_hidden[start : start + rows] = grads.pop(0)
             for k, grad in enumerate(grads):
                 # Sums over chunks in at least float32: a bfloat16 sum would lose the small chunks.
-                grad = grad.to(_at_least_float32(grad.dtype)) if several else grad
+                grad = grad.to(at_least_float32(grad.dtype)) if several else grad
                 before = grad_parameters[k]
                 grad_parameters[k] = grad if before is None else before.add_(grad)
         ctx.save_for_backward(grad_hidden, *grad_parameters)
@@ -123,12 +123,12 @@ def chunked_token_nats(
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    return F.cross_entropy(logits.to(_at_least_float32(logits.dtype)), targets, reduction=reduction)
+    return F.cross_entropy(logits.to(at_least_float32(logits.dtype)), targets, reduction=reduction)
 
 
 def cosine(a_ND: Tensor, b_ND: Tensor) -> Tensor:
     """`cos(a, b)` row by row: (N,), in float32 or better."""
-    dtype = _at_least_float32(a_ND.dtype)
+    dtype = at_least_float32(a_ND.dtype)
     return F.cosine_similarity(a_ND.to(dtype), b_ND.to(dtype), dim=-1)
 
 
@@ -153,7 +153,7 @@ def contrastive(a_ND: Tensor, b_ND: Tensor, keep_N: Tensor, temperature: float) 
         keep_N: bool; rows that are False add nothing and are nobody's negatives, whatever they hold.
         temperature: T > 0; the lower, the more the nearest wrong row counts.
     """
-    dtype = _at_least_float32(a_ND.dtype)
+    dtype = at_least_float32(a_ND.dtype)
     # Left out before any arithmetic: a row of zeros or infinities has a gradient of NaN even where it is masked.
     a_KD, b_KD = F.normalize(a_ND[keep_N].to(dtype), dim=-1), F.normalize(b_ND[keep_N].to(dtype), dim=-1)
     own_K = torch.arange(len(a_KD), device=a_KD.device)
@@ -170,5 +170,6 @@ def pool_span(hidden_BTD: Tensor, start_B: Tensor, end_B: Tensor, how: str) -> T
     return total / (end_B - start_B)[:, None].to(total.dtype)
 
 
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """What sums of such numbers are kept in."""
     return torch.promote_types(dtype, torch.float32)

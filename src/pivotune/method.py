@@ -56,9 +56,12 @@ class Method(nn.Module):
 
     Attributes:
         objectives: by name, in the order of `pivotune.objectives.OBJECTIVES`.
+        progress: how far the training is, for weights that change in it; None where that is not known, and then
+            nothing changes them.
 
     Raises:
-        PivotuneError: an option that does not fit the model, or two of a kind.
+        PivotuneError: an option that does not fit the model, or two of a kind; and in the forward pass, a weight that
+            is still `auto` (`pivotune.proportions.weigh`).
 
     Example:
         >>> method = Method(model)
@@ -72,6 +75,7 @@ class Method(nn.Module):
         super().__init__()
         self.model = model
         self.anatomy = Anatomy(model)
+        self.progress: float | None = None
         options: dict[str, Any] = {}
         for one in objectives:
             name = objective_of(one).name
@@ -108,20 +112,24 @@ class Method(nn.Module):
         """
         if collect is not None:
             return self.objectives[collect].collect(batch)  # type: ignore[operator]
-        own_counts = self.counts(batch)
+        self._check_weights()
+        terms = self.terms(batch)
+        divisors = {name: term.count for name, term in terms.items()} if counts is None else counts
+        weighted = [
+            weight * terms[name].sum / divisors[name].clamp(min=1) for name, weight in self._weights_now().items()
+        ]
+        return {"loss": torch.stack(weighted).sum(), "terms": terms}
+
+    def terms(self, batch: Batch) -> dict[str, Term]:
+        """The terms of the loss, whatever their weights."""
+        counts = self.counts(batch)
         english = english_pass(self.anatomy, batch, self._english_wants())
         injections = [part.injection(batch, english) for part in self.parts]
         target = self._target_pass(batch, [one for one in injections if one is not None])
         sums = {"lm": self._language_modelling(batch, target)}
         for part in self.parts:
             sums |= part.terms(batch, target, english)
-
-        divisors = own_counts if counts is None else counts
-        weighted = [
-            weight * sums[name] / divisors[name].clamp(min=1) for name, weight in self.weights.items() if weight
-        ]
-        terms = {name: Term(value, own_counts[name]) for name, value in sums.items()}
-        return {"loss": torch.stack(weighted).sum(), "terms": terms}
+        return {name: Term(value, counts[name]) for name, value in sums.items()}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """How many items each term of this batch has: answer tokens, English tokens, or pairs."""
@@ -129,6 +137,22 @@ class Method(nn.Module):
         for part in self.parts:
             counts |= part.counts(batch)
         return counts
+
+    def _weights_now(self) -> dict[str, float]:
+        """Those that are not 0, as they are at this part of the training."""
+        found = {"lm": 1.0}
+        for part in self.parts:
+            strength = part.strength(self.progress) if self.training and self.progress is not None else 1.0
+            found |= {name: strength * weight for name, weight in part.weights().items() if weight}
+        return found
+
+    def _check_weights(self) -> None:
+        for part in self.parts:
+            for name in part.open_weights():
+                raise PivotuneError(
+                    f"{part.name}: the weight of {name} is still auto. `pivotune train` finds it; in Python, "
+                    "pivotune.proportions.weigh does."
+                )
 
     def own_tensors(self) -> dict[str, Tensor]:
         """The objectives' parameters and buffers, beside the model's, by their names in the method's state."""

@@ -1,11 +1,13 @@
 """Are the terms of a run in proportion? Each beside guessing, and its gradient beside that of the ordinary loss.
 
-Measured in the first step, on its own batch and graph: no pass of the model is made for it, and nothing of the training
-changes. Gradients are those of the parameters of the layer that a term supervises: there both are felt.
+Gradients are those of the parameters of the layer that a term supervises: there both are felt. `measure` looks at the
+first step, on its own batch and graph: no pass of the model is made for it, and nothing of the training changes.
+`weigh` comes before the first step, and finds the weights that are `auto`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,7 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pivotune.data import Batch
+from pivotune.losses import at_least_float32
 from pivotune.method import Method, MethodOutput, Term
+from pivotune.taps import evaluating
 
 TOO_MUCH = 10.0
 """Times the gradient of the ordinary loss: more is warned of."""
@@ -98,6 +103,85 @@ def measure(method: Method, output: MethodOutput, *, gradients: bool) -> list[Pr
     return found
 
 
+@dataclass(frozen=True)
+class Weighed:
+    """What `weigh` found of one term.
+
+    Attributes:
+        weight: the term's weight from now on; 0 where one of the norms is.
+        share: of the ordinary loss's gradient, which the weighted term then has.
+        layer: at which.
+        gradient, ordinary: the norms of the gradients of the two losses, before the weight.
+    """
+
+    weight: float
+    share: float
+    layer: int
+    gradient: float
+    ordinary: float
+
+    def __str__(self) -> str:
+        if not self.weight:
+            return f"0, because at layer {self.layer} {'it' if not self.gradient else 'lm'} has no gradient"
+        return f"{self.weight:.3g}, so that at layer {self.layer} its gradient is {self.share:g} times that of lm"
+
+
+def weigh(method: Method, batches: Iterable[Batch]) -> dict[str, Weighed]:
+    """Find the weights that are `auto`, once: each such that its term's gradient has its share of the ordinary one.
+
+    Gradients are those of the mean over all items of all batches, so that neither the size of a batch nor its mix says
+    anything. The model is in evaluation mode meanwhile, and computes in its own precision.
+
+    Args:
+        method: the whole method, not yet wrapped for distributed training; gets the weights.
+        batches: of training examples, on the model's device.
+
+    Returns:
+        By the terms whose weight was open.
+    """
+    shares = {name: share for part in method.parts for name, share in part.open_weights().items()}
+    scales = {name: scale for part in method.parts for name, scale in part.scales().items()}
+    layers = {name: scales[name].layer for name in shares}
+    inside = {
+        layer: [one for one in method.anatomy.layer(layer).parameters() if one.requires_grad]
+        for layer in layers.values()
+    }
+    sums: dict[tuple[str, int], list[Tensor | None]] = {}  # (term, layer) -> gradient of the sum, by parameter
+    counts: Counter[str] = Counter()
+    with evaluating(method, gradient=True):
+        for batch in batches:
+            terms = method.terms(batch)
+            for term, layer in {*layers.items(), *(("lm", layer) for layer in inside)}:
+                _add(sums.setdefault((term, layer), [None] * len(inside[layer])), terms[term], inside[layer])
+            counts.update({name: int(terms[name].count) for name in (*layers, "lm")})
+    found = {}
+    for name, layer in layers.items():
+        gradient, ordinary = (_length(sums.get((one, layer), [])) / max(counts[one], 1) for one in (name, "lm"))
+        weight = shares[name] * ordinary / gradient if gradient else 0.0
+        found[name] = Weighed(weight, shares[name], layer, gradient, ordinary)
+    for part in method.parts:
+        if own := {name: found[name].weight for name in part.open_weights()}:
+            part.set_weights(own)
+    return found
+
+
+def _add(total: list[Tensor | None], term: Term, parameters: Sequence[Tensor]) -> None:
+    """The gradient of a term's sum, to that of earlier batches."""
+    if not term.sum.requires_grad or not parameters:
+        return
+    grads = torch.autograd.grad(term.sum, parameters, retain_graph=True, allow_unused=True)
+    for k, grad in enumerate(grads):
+        if grad is not None:
+            before, wide = total[k], grad.to(at_least_float32(grad.dtype))
+            total[k] = wide if before is None else before + wide
+
+
+def _length(grads: Sequence[Tensor | None]) -> float:
+    """The norm of a gradient that lies in several tensors."""
+    norms = [torch.linalg.vector_norm(grad).double().cpu() for grad in grads if grad is not None]
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+
+
 def record(found: Iterable[Proportion]) -> Mapping[str, Any]:
     """For `pivotune.json`, by term."""
     return {one.term: one.as_dict() for one in found}
@@ -105,6 +189,4 @@ def record(found: Iterable[Proportion]) -> Mapping[str, Any]:
 
 def _norm(term: Term, parameters: Sequence[Tensor]) -> float:
     """Of the gradient of a term's mean."""
-    grads = torch.autograd.grad(term.mean, parameters, retain_graph=True, allow_unused=True)
-    norms = [grad.float().norm() for grad in grads if grad is not None]
-    return float(torch.stack(norms).norm()) if norms else 0.0
+    return _length(torch.autograd.grad(term.mean, parameters, retain_graph=True, allow_unused=True))

@@ -198,12 +198,12 @@ def _hidden_of(output: Any) -> Tensor:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without gradient and dropout; every module is left in the mode it was in."""
+def evaluating(model: nn.Module, *, gradient: bool = False) -> Iterator[None]:
+    """Without dropout and, if not asked for, gradient; every module is left in the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradient):
             yield
     finally:
         for module, training in modes:

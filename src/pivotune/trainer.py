@@ -139,6 +139,8 @@ class PivotuneTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        if model.training:
+            self.method.progress = (self.state.global_step + 1) / self.state.max_steps
         output = model(inputs, counts=num_items_in_batch)
         self._last_batch = inputs
         if self._begins and model.training:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import random
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,18 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import IntervalStrategy, TrainingArguments, set_seed
 
-from pivotune import checkpoint, finite, resume, tokens
+from pivotune import checkpoint, finite, proportions, resume, tokens
 from pivotune.anatomy import Anatomy
 from pivotune.config import LoraOptions, RunConfig, evaluates
-from pivotune.data import ParallelCollator, ParallelExample, PromptEncoder, Report, read_examples, tokenize_examples
+from pivotune.data import (
+    Batch,
+    ParallelCollator,
+    ParallelExample,
+    PromptEncoder,
+    Report,
+    read_examples,
+    tokenize_examples,
+)
 from pivotune.data.prompts import fix_template_kwargs
 from pivotune.distributed import on_first_process
 from pivotune.errors import PivotuneError, check_choice
@@ -34,6 +43,9 @@ from pivotune.provenance import base_digest
 from pivotune.trainer import GO_ON, MORE_STEPS, PivotuneTrainer, check_batches
 
 logger = logging.getLogger(__name__)
+
+WEIGHED_PAIRS = 64
+"""Training pairs on which weights that are `auto` are found."""
 
 
 def train(config: RunConfig) -> Path:
@@ -119,6 +131,26 @@ class Plan:
         merged = {name: {**known.get(name, {}), **more} for name, more in found.items() if more}
         return dataclasses.replace(self, info={**self.info, "found": {**known, **merged}})
 
+    def weigh(self, method: Method) -> Plan:
+        """With the weights that are `auto`, found on some training pairs."""
+        open_terms = {part.name: list(part.open_weights()) for part in method.parts if part.open_weights()}
+        if not open_terms:
+            return self
+        found = on_first_process(self.args, lambda: _weighed(method, self))
+        for name, weighed in found.items():
+            line = f"Weight of {name}: {weighed}."
+            if weighed.weight and self.args.process_index == 0:
+                print(line, flush=True)
+            elif self.args.process_index == 0:
+                logger.warning("%s", line)
+        asked, known = dict(self.info["asked"]), dict(self.info["found"])
+        for part, terms in open_terms.items():
+            own = {name: found[name] for name in terms}
+            options = method.objectives[part].set_weights({name: one.weight for name, one in own.items()})  # type: ignore[operator]
+            asked[part] = {**asked.get(part, {}), **dict.fromkeys(options, "auto")}
+            known[part] = {**known.get(part, {}), "weights": {name: dataclasses.asdict(own[name]) for name in terms}}
+        return dataclasses.replace(self, info={**self.info, "asked": asked, "found": known})
+
     def _before(self, name: str, model: nn.Module) -> BeforeTraining:
         known = name in self.record.get("objectives", {})
         record = (self.record["objectives"][name], self.record.get("found", {}).get(name, {})) if known else None
@@ -135,6 +167,7 @@ def _train(config: RunConfig, args: TrainingArguments, begun: Path | None) -> Pa
     plan = plan.settle(model)
     method = Method(model, plan.objectives)
     plan = plan.prepare(method)
+    plan = plan.weigh(method)
     try:
         trainer = PivotuneTrainer(
             method,
@@ -200,6 +233,30 @@ def _plan(config: RunConfig, args: TrainingArguments, begun: Path | None) -> Pla
         "pairs": dict(report.pairs),
     }
     return Plan(config, args, tokenizer, rows, eval_rows, report, config.objectives, info, begun, record)
+
+
+def _weighed(method: Method, plan: Plan) -> dict[str, proportions.Weighed]:
+    """On the device that will train, in batches of the size that it will have."""
+    args, rows = plan.args, plan.rows
+    pairs = [number for number, ids in enumerate(rows["english_prompt_ids"]) if ids]
+    drawn = random.Random(args.seed).sample(pairs, min(len(pairs), WEIGHED_PAIRS))
+    collator, size = ParallelCollator.for_tokenizer(plan.tokenizer), args.per_device_train_batch_size
+    home = next(method.parameters()).device
+
+    def batches() -> Iterator[Batch]:
+        for start in range(0, len(drawn), size):
+            batch = collator([rows[number] for number in drawn[start : start + size]])
+            yield {name: one.to(args.device) for name, one in batch.items()}
+
+    try:
+        return proportions.weigh(method.to(args.device), batches())
+    except torch.OutOfMemoryError as error:
+        raise PivotuneError(
+            "training.per_device_train_batch_size: the whole model with its activations does not fit on one device to "
+            "find weights that are auto. Lower it, or give numbers."
+        ) from error
+    finally:
+        method.to(home)
 
 
 def _check_pairs(config: RunConfig, report: Report) -> None:

@@ -29,6 +29,7 @@ def deep_supervision(
     final_norm: bool = True,
     connections: dict[int, Connection] | None = None,
     readers: dict[int, tuple[Tensor, Tensor]] | None = None,
+    centres: dict[str, tuple[Tensor, Tensor]] | None = None,
 ) -> Terms:
     """The sum and the count of each term that is on, before any weighting.
 
@@ -36,6 +37,7 @@ def deep_supervision(
         connections: CC-Tuning's addition to some rows' ordinary pass (both methods in one run). The extra passes of
             the teacher-forced signal ask what the target question alone has become, and get none.
         readers: A and b of the tuned lens at a layer, through which the logits signal reads it.
+        centres: of the centred cosine, by term: the mean target question and the mean English one.
     """
     names = ["lm"]
     names += ["language_conversion"] if language_conversion != "off" else []
@@ -84,6 +86,9 @@ def deep_supervision(
         for theirs, ours in pairs:
             if feature_loss == "cosine":
                 add(name, 1 - _cosine(theirs, ours))
+            elif feature_loss == "centred_cosine":
+                mean, english_mean = (centres or {})[name]
+                add(name, 1 - _cosine(theirs - english_mean, ours - mean))
             else:  # its own English question among those of all pairs
                 likeness = [torch.exp(_cosine(other, ours) / temperature) for other, _ in pairs]
                 add(name, -torch.log(torch.exp(_cosine(theirs, ours) / temperature) / sum(likeness)))

@@ -240,9 +240,26 @@ class Objective(nn.Module):
         """Weight of each of its terms in the loss; a term of weight 0 is measured without gradient."""
         return {}
 
+    def strength(self, progress: float) -> float:
+        """What its weights are multiplied by in training, 0..1.
+
+        Args:
+            progress: the step's number over that of all steps, above 0 and at most 1.
+        """
+        return 1.0
+
     def scales(self) -> dict[str, Scale]:
         """What each of its terms is compared with in the first step."""
         return {}
+
+    def open_weights(self) -> dict[str, float]:
+        """Terms whose weight is `auto`, and what the norm of their gradient should be over that of the ordinary loss,
+        at the layer that they supervise (`scales`). `pivotune.proportions.weigh` finds the weights."""
+        return {}
+
+    def set_weights(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """Give these terms their weights; returns the options that hold them now."""
+        raise NotImplementedError
 
     def english_wants(self) -> Wants:
         return Wants()

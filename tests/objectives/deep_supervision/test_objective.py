@@ -68,6 +68,29 @@ def test_contrast_and_other_english_layers(english_layer, temperature, pooling, 
         assert_parity(tiny("llama"), random_batch(), LAYERS | options, rtol=1e-9)
 
 
+@pytest.mark.parametrize(("rise", "fall"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.25), (0.4, 0.6)])
+def test_weights_rise_and_fall_over_the_training(rise, fall):
+    """In training alone, where it is known how far that is."""
+    weights, batch = dict(conversion_weight=0.5, thinking_weight=2.0), random_batch(4)
+    method = Method(
+        tiny("llama"), [DeepSupervisionConfig(**LAYERS, **weights, weight_warmup=rise, weight_cooldown=fall)]
+    )
+    with torch.no_grad():
+        means = {name: (term.sum / term.count).item() for name, term in method(batch)["terms"].items()}
+    extra = 0.5 * means["language_conversion"] + 2.0 * means["english_thinking"]
+    for step in range(1, 11):
+        method.progress = step / 10
+        expected = 1.0
+        if rise and step < 10 * rise:
+            expected = step / (10 * rise)
+        if fall and 10 - step < 10 * fall:
+            expected = (10 - step) / (10 * fall)
+        method.train()
+        assert method(batch)["loss"].item() == pytest.approx(means["lm"] + expected * extra, rel=1e-9)
+        method.eval()
+        assert method(batch)["loss"].item() == pytest.approx(means["lm"] + extra, rel=1e-9)
+
+
 def test_a_pair_alone_has_nothing_to_be_told_from():
     options = LAYERS | dict(language_conversion="feature", english_thinking="feature", feature_loss="contrast")
     for pairs, value in (([True, False, False], 0.0), ([False, False], 0.0)):

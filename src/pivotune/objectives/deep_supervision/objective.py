@@ -29,7 +29,14 @@ from pivotune.data.continuation import continue_in_english, english_question
 from pivotune.errors import PivotuneError, check_choice, check_flags, check_number
 from pivotune.lens.rule import paper_layers
 from pivotune.lens.tuned import TunedLens
-from pivotune.losses import IGNORE, chunked_cross_entropy, contrastive, cosine_distance, pool_span
+from pivotune.losses import (
+    IGNORE,
+    at_least_float32,
+    chunked_cross_entropy,
+    contrastive,
+    cosine_distance,
+    pool_span,
+)
 from pivotune.objectives.base import (
     BeforeTraining,
     Connection,
@@ -40,6 +47,7 @@ from pivotune.objectives.base import (
     Wants,
     unobtrusive,
 )
+from pivotune.objectives.deep_supervision.centres import fit_centres
 from pivotune.objectives.deep_supervision.measure import SupervisionMeasure, supervision_figure
 from pivotune.objectives.deep_supervision.reader import fit_reader
 from pivotune.objectives.deep_supervision.settle import automatic, settle_layers
@@ -70,15 +78,21 @@ class DeepSupervisionConfig:
         conversion_layer: i, the decoder layer (1..L) that LC supervises; auto finds it in the model, by the entropy
             of the layers or by a rule of the signal.
         thinking_layer: j, the decoder layer (1..L) that ET supervises; auto finds it in the same way.
-        conversion_weight: weight of LC in the loss; 0 measures it without training on it.
-        thinking_weight: weight of ET in the loss; 0 measures it without training on it.
+        conversion_weight: weight of LC in the loss; 0 measures it without training on it. auto finds it before the
+            first step, by gradient_share, and keeps it.
+        thinking_weight: the same of ET.
+        gradient_share: what the norm of a term's gradient should be over that of the ordinary loss, at the layer that
+            the term supervises, where its weight is auto.
+        weight_warmup: the share of the training in which both weights rise from 0, at its beginning.
+        weight_cooldown: the share in which they fall to 0, at its end.
         reading: where the logits signal reads the English tokens. teacher_forced: after the target prompt, token by
             token, a proper likelihood for an extra pass through layers 1..i (1..j). position_wise: from the states that
             the ordinary pass already has at the question's (answer's) positions, in order, cut to the shorter text.
         pooling: what stands for a question in the feature signal: the mean over its tokens, or its last token.
-        feature_loss: of the feature signal. cosine, 1 - cos, pulls the two questions together. contrast (InfoNCE) asks
-            besides that the English question be nearer than those of the other pairs of the batch, on each device: of
-            use where any two questions have a cosine near 1. Its value depends on the size of that batch.
+        feature_loss: of the feature signal. cosine, 1 - cos, pulls the two questions together. Where any two questions
+            have a cosine near 1, centred_cosine takes it of states less their mean, each side's own, as the model has
+            it before training; and contrast (InfoNCE) asks besides that the English question be nearer than those of
+            the other pairs of the batch, on each device, so that its value depends on the size of that batch.
         temperature: of contrast.
         english_layer: the layer of the English question that ET's feature signal points at: last as in the paper, same
             (as the thinking layer), or a number.
@@ -93,11 +107,14 @@ class DeepSupervisionConfig:
     english_thinking: Signal = "logits"
     conversion_layer: int | Literal["auto"] = "auto"
     thinking_layer: int | Literal["auto"] = "auto"
-    conversion_weight: float = 1.0
-    thinking_weight: float = 1.0
+    conversion_weight: float | Literal["auto"] = 1.0
+    thinking_weight: float | Literal["auto"] = 1.0
+    gradient_share: float = 0.1
+    weight_warmup: float = 0.0
+    weight_cooldown: float = 0.0
     reading: Literal["teacher_forced", "position_wise"] = "teacher_forced"
     pooling: Literal["mean", "last_token"] = "mean"
-    feature_loss: Literal["cosine", "contrast"] = "cosine"
+    feature_loss: Literal["cosine", "centred_cosine", "contrast"] = "cosine"
     temperature: float = 0.1
     english_layer: int | Literal["last", "same"] = "last"
     stop_gradient: bool = True
@@ -113,7 +130,7 @@ class _Supervised:
     signal: Signal
     layer: int
     english_layer: int  # feature signal: the layer of the English question that is pointed at
-    weight: float
+    weight: float | None  # None while it is open
 
     @property
     def logits(self) -> bool:
@@ -147,6 +164,7 @@ class DeepSupervision(Objective):
         ("answer, cos", "answer_cosine", 1),
     )
     lens_plots = ("supervision",)
+    centres: Tensor | None
 
     def __init__(self, options: DeepSupervisionConfig, model: nn.Module):
         super().__init__(options, model)
@@ -155,6 +173,11 @@ class DeepSupervision(Objective):
         if options.reader == "tuned_lens":
             read = sorted({term.layer for term in self._supervised if term.logits})
             self.reader = TunedLens(read, self.anatomy.hidden_size, next(model.parameters()))
+        centres = None  # (terms, 2, d): the mean target and English question of each term
+        if options.feature_loss == "centred_cosine":
+            like, shape = next(model.parameters()), (len(self._supervised), 2, self.anatomy.hidden_size)
+            centres = torch.zeros(shape, dtype=at_least_float32(like.dtype), device=like.device)
+        self.register_buffer("centres", centres)
 
     @classmethod
     def on_skeleton(cls, options: DeepSupervisionConfig, model: nn.Module) -> DeepSupervision:
@@ -182,13 +205,35 @@ class DeepSupervision(Objective):
 
     @classmethod
     def settle(cls, options: DeepSupervisionConfig, before: BeforeTraining) -> Settled:
-        return settle_layers(options, before)
+        settled = settle_layers(options, before)
+        if before.record is None:
+            return settled
+        # A resumed run keeps its weights.
+        known = {name: before.record[0][name] for name in _weights(options) if getattr(options, name) == "auto"}
+        weights = {name: value for name, value in before.record[1].items() if name == "weights"}
+        return replace(settled, options=replace(settled.options, **known), record={**settled.record, **weights})
 
     def prepare(self, before: BeforeTraining) -> dict[str, Any]:
+        if self.centres is not None and before.record is None:
+            layers = [(term.layer, term.english_layer) for term in self._supervised]
+            self.centres.copy_(fit_centres(self.anatomy, layers, self.options.pooling, before))
         return {} if self.reader is None else fit_reader(self.reader, before)
 
     def weights(self) -> dict[str, float]:
-        return {term.name: term.weight for term in self._supervised}
+        return {term.name: 1.0 if term.weight is None else term.weight for term in self._supervised}
+
+    def open_weights(self) -> dict[str, float]:
+        return {term.name: self.options.gradient_share for term in self._supervised if term.weight is None}
+
+    def set_weights(self, weights: Mapping[str, float]) -> dict[str, float]:
+        changed = {f"{TERMS[name]}_weight": weight for name, weight in weights.items()}
+        self.options = replace(self.options, **changed)
+        self._supervised = _resolve(self.options, self.anatomy)
+        return changed
+
+    def strength(self, progress: float) -> float:
+        rise, fall = self.options.weight_warmup, self.options.weight_cooldown
+        return min(1.0, progress / rise if rise else 1.0, (1.0 - progress) / fall if fall else 1.0)
 
     def scales(self) -> dict[str, Scale]:
         return {term.name: Scale(term.layer, self._guess(term), self._advice(term)) for term in self._supervised}
@@ -219,7 +264,7 @@ class DeepSupervision(Objective):
 
     def english_wants(self) -> Wants:
         needed = [t for t in self._supervised if not t.logits]
-        gradient = not self.options.stop_gradient and any(t.weight for t in needed)
+        gradient = not self.options.stop_gradient and any(t.weight != 0 for t in needed)
         return Wants(frozenset(t.english_layer for t in needed), gradient=gradient)
 
     def terms(self, batch: Batch, target: Pass, english: Pass | None) -> dict[str, Tensor]:
@@ -315,9 +360,17 @@ class DeepSupervision(Objective):
         )
         if self.options.stop_gradient:
             english_PD = english_PD.detach()
+        if self.centres is not None:
+            own_D, english_D = self.centres[self._supervised.index(term)]
+            own_BD, english_PD = own_BD - own_D, english_PD - english_D
         if self.options.feature_loss == "contrast":
             return contrastive(own_BD[rows], english_PD, is_pair, self.options.temperature)
         return cosine_distance(english_PD, own_BD[rows], is_pair)
+
+
+def _weights(options: DeepSupervisionConfig) -> list[str]:
+    """Names of the options that hold the weights."""
+    return [f"{short}_weight" for short in TERMS.values()]
 
 
 def _own_positions(name: str, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -334,8 +387,10 @@ def _resolve(config: DeepSupervisionConfig, anatomy: Anatomy) -> tuple[_Supervis
     """The terms that are on, with their layers checked."""
     check_choice("deep_supervision.reading", config.reading, ("teacher_forced", "position_wise"))
     check_choice("deep_supervision.pooling", config.pooling, ("mean", "last_token"))
-    check_choice("deep_supervision.feature_loss", config.feature_loss, ("cosine", "contrast"))
+    check_choice("deep_supervision.feature_loss", config.feature_loss, ("cosine", "centred_cosine", "contrast"))
     check_number("deep_supervision.temperature", config.temperature, 0, exclusive=True)
+    check_number("deep_supervision.gradient_share", config.gradient_share, 0, exclusive=True)
+    _check_course(config)
     check_flags("deep_supervision", config, ["stop_gradient", "final_norm"])
     check_choice("deep_supervision.reader", config.reader, ("logit_lens", "tuned_lens"))
     if config.reader == "tuned_lens":
@@ -347,7 +402,8 @@ def _resolve(config: DeepSupervisionConfig, anatomy: Anatomy) -> tuple[_Supervis
         check_choice(f"deep_supervision.{name}", signal, get_args(Signal))
         if signal == "off":
             continue
-        check_number(f"deep_supervision.{short}_weight", weight, 0, why="; 0 only measures")
+        if weight != "auto":
+            check_number(f"deep_supervision.{short}_weight", weight, 0, why="; 0 only measures, auto finds it")
         layer, option = getattr(config, f"{short}_layer"), f"deep_supervision.{short}_layer"
         if layer == "auto":
             raise PivotuneError(
@@ -357,13 +413,25 @@ def _resolve(config: DeepSupervisionConfig, anatomy: Anatomy) -> tuple[_Supervis
             )
         layer = anatomy.check_layer(layer, option)
         english_layer = layer if name == "language_conversion" else _english_layer(config, layer, anatomy)
-        terms.append(_Supervised(name, signal, layer, english_layer, float(weight)))
+        terms.append(_Supervised(name, signal, layer, english_layer, None if weight == "auto" else float(weight)))
     if not terms:
         raise PivotuneError(
             "deep_supervision: language_conversion and english_thinking are both off. Turn one on, or leave the "
             "section out for plain fine-tuning."
         )
     return tuple(terms)
+
+
+def _check_course(config: DeepSupervisionConfig) -> None:
+    """Of the weights, over the training."""
+    names = ("weight_warmup", "weight_cooldown")
+    for name in names:
+        check_number(f"deep_supervision.{name}", getattr(config, name), 0, why="; a share of the training")
+    if (together := config.weight_warmup + config.weight_cooldown) > 1:
+        raise PivotuneError(
+            f"deep_supervision.weight_warmup, weight_cooldown: {together:g} together; they are shares of the training. "
+            "Give numbers whose sum is at most 1."
+        )
 
 
 def _check_tuned_lens(config: DeepSupervisionConfig) -> None:
