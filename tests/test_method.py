@@ -141,8 +141,9 @@ def test_counts_come_from_the_batch_alone(name):
 
 @every_method
 def test_loss_is_the_sum_of_its_terms(name):
-    output = build(name)(random_batch(5))
-    expected = sum(value / count for value, count in output["terms"].values())
+    method = build(name)
+    output = method(random_batch(5))
+    expected = sum(method.weights[term] * value / count for term, (value, count) in output["terms"].items())
     torch.testing.assert_close(output["loss"], expected, rtol=1e-12, atol=0)
 
 

@@ -172,6 +172,7 @@ OWN = {
         {
             **{"english_gradient": False, "temperature": 0.5, "selection": "soft", "connection_layer": 2},
             **{"connection_tokens": 2, "matrix": "per_layer", "ridge": 1.0, "matrix_pairs": 10, "relative_norm": 0.1},
+            **{"gate": True},
         },
     ),
 }

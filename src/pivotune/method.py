@@ -9,7 +9,7 @@ on English data alone their SFT.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import or_
 from typing import Any, NamedTuple, TypedDict
@@ -124,8 +124,8 @@ class Method(nn.Module):
         """The terms of the loss, whatever their weights."""
         counts = self.counts(batch)
         english = english_pass(self.anatomy, batch, self._english_wants())
-        injections = [part.injection(batch, english) for part in self.parts]
-        target = self._target_pass(batch, [one for one in injections if one is not None])
+        injections = {part.name: part.injection(batch, english) for part in self.parts}
+        target = self._target_pass(batch, {name: one for name, one in injections.items() if one is not None})
         sums = {"lm": self._language_modelling(batch, target)}
         for part in self.parts:
             sums |= part.terms(batch, target, english)
@@ -164,10 +164,10 @@ class Method(nn.Module):
     def _target_wants(self) -> Wants:
         return reduce(or_, (part.target_wants() for part in self.parts), Wants())
 
-    def _target_pass(self, batch: Batch, injections: Sequence[Injection]) -> Pass:
-        with Tap(self.anatomy, hidden=self._target_wants().hidden, injections=injections) as tap:
+    def _target_pass(self, batch: Batch, injections: Mapping[str, Injection]) -> Pass:
+        with Tap(self.anatomy, hidden=self._target_wants().hidden, injections=injections.values()) as tap:
             final = decode(self.anatomy, batch["input_ids"], batch["attention_mask"])
-        return Pass(final, tap.hidden)
+        return Pass(final, tap.hidden, injections=injections)
 
     def _language_modelling(self, batch: Batch, target: Pass) -> Tensor:
         """`-log P(answer | question)` at the last layer, summed over answer tokens."""

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from pivotune.anatomy import Anatomy, Site
 from pivotune.compat import replayed_by
 from pivotune.errors import PivotuneError
+from pivotune.losses import at_least_float32
 
 
 class Injection:
@@ -38,8 +39,13 @@ class Injection:
             all.
         relative_norm: scale each vector, at each position, to this share of the norm of the state that it joins, which
             gets no gradient by way of its norm. None takes the vectors as they are.
+        factor: a number, (1,), that the vectors are multiplied by, once they are scaled. None is 1.
         site: where in the layer.
         replace: put the vectors in place of what was there; otherwise they are added to it.
+
+    Attributes:
+        ratio_B: of the last pass: the norm of what came over that of the state that was there, averaged over the
+            positions of each row; 0 where there is none. None before a pass.
     """
 
     def __init__(
@@ -48,12 +54,14 @@ class Injection:
         vectors_BD: Tensor,
         positions_BK: Tensor,
         relative_norm: float | None = None,
+        factor: Tensor | None = None,
         *,
         site: Site = "hidden",
         replace: bool = False,
     ):
         self.layer, self.vectors_BD, self.positions_BK = layer, vectors_BD, positions_BK
-        self.relative_norm, self.site, self.replace = relative_norm, site, replace
+        self.relative_norm, self.factor, self.site, self.replace = relative_norm, factor, site, replace
+        self.ratio_B: Tensor | None = None
 
     def __call__(self, hidden_BTD: Tensor) -> Tensor:
         token_T = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)
@@ -62,10 +70,20 @@ class Injection:
         if self.relative_norm is not None:
             norm_BT1 = torch.linalg.vector_norm(hidden_BTD.detach(), dim=-1, keepdim=True)
             added_BTD = F.normalize(added_BTD, dim=-1) * (self.relative_norm * norm_BT1).to(added_BTD.dtype)
+        if self.factor is not None:
+            added_BTD = added_BTD * self.factor.to(added_BTD.dtype)
         added_BTD = added_BTD.to(hidden_BTD.dtype)
+        self._measure(added_BTD.detach(), hidden_BTD.detach(), here_BT)
         if self.replace:
             return torch.where(here_BT[..., None], added_BTD, hidden_BTD)
         return hidden_BTD + here_BT[..., None] * added_BTD
+
+    def _measure(self, added_BTD: Tensor, hidden_BTD: Tensor, here_BT: Tensor) -> None:
+        added_BT, there_BT = (
+            torch.linalg.vector_norm(one.to(at_least_float32(one.dtype)), dim=-1) for one in (added_BTD, hidden_BTD)
+        )
+        ratio_BT = torch.where(here_BT, added_BT / there_BT, 0.0)
+        self.ratio_B = ratio_BT.sum(dim=1) / here_BT.sum(dim=1).clamp(min=1)
 
 
 class Tap:

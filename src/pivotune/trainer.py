@@ -125,6 +125,11 @@ class PivotuneTrainer(Trainer):
                 f"training.metric_for_best_model: got {metric!r}; this run evaluates {', '.join(names)}. Choose one."
             )
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Like biases and norms, an objective's own vectors and numbers, such as a gate, do not decay."""
+        own = {f"objectives.{name}" for name, value in self.method.objectives.named_parameters() if value.dim() < 2}
+        return [name for name in super().get_decay_parameter_names(model) if name not in own]
+
     # One step ------------------------------------------------------------------------------------------------------
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Any:

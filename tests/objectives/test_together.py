@@ -9,7 +9,7 @@ from pivotune.method import Method
 from pivotune.objectives import CCTuningConfig, DeepSupervisionConfig
 from tests.batches import random_batch
 from tests.families import tiny
-from tests.reference.cc_tuning import gumbel_noise, training_connections
+from tests.reference.cc_tuning import connection_norm, gumbel_noise, training_connections
 from tests.reference.compare import assert_gradients, assert_terms, gradients, loss_of
 from tests.reference.deep_supervision import deep_supervision
 
@@ -52,6 +52,7 @@ def test_parity(supervision, connection):
     noise = gumbel_noise(len(batch["pair_row"]), len(weight))
     connections = training_connections(method.model, weight, batch, noise=noise, **connection)
     expected = deep_supervision(method.model, batch, connections=connections, **LAYERS, **supervision)
+    expected["connection_norm"] = connection_norm(method.model, batch, connections)
     assert_terms(output["terms"], expected, 1e-9)
     assert {name: int(n) for name, n in method.counts(batch).items()} == {name: n for name, (_, n) in expected.items()}
     assert_gradients(actual, gradients(loss_of(expected), method), 1e-9)

@@ -28,7 +28,11 @@ def cc_tuning(
     Args:
         decision_maker: (L, d), the Decision Maker's weight.
         noise: (P, L) Gumbel noise in the order of the English rows; None chooses without noise (evaluation).
-        options: english_gradient, temperature, selection, connection_layer, connection_tokens, relative_norm.
+        options: english_gradient, temperature, selection, connection_layer, connection_tokens, relative_norm, factor.
+
+    Returns:
+        `lm`, the language-modelling loss of the connected passes, and `connection_norm`: how long what is added is
+        beside the state that it is added to. The sum and the count of each.
     """
     connections = training_connections(model, decision_maker, batch, noise=noise, **options)
     total, count = next(model.parameters()).sum() * 0.0, 0
@@ -37,7 +41,22 @@ def cc_tuning(
         labels = batch["labels"][row, len(prompt) : len(prompt + answer)].tolist()
         loss, tokens = answer_loss(run(model, prompt + answer, connections.get(row)), len(prompt), labels)
         total, count = total + loss, count + tokens
-    return {"lm": (total, count)}
+    return {"lm": (total, count), "connection_norm": connection_norm(model, batch, connections)}
+
+
+@torch.no_grad()
+def connection_norm(
+    model: nn.Module, batch: dict[str, Tensor], connections: dict[int, Connection]
+) -> tuple[Tensor, int]:
+    """How long what is added is beside the state that it is added to, summed over rows, and their number."""
+    total = next(model.parameters()).sum() * 0.0
+    examples = examples_of(batch)
+    for row, one in connections.items():
+        before = run(model, examples[row].target.prompt).hidden[one.layer]
+        after = one.made(before)
+        found = [(after[at] - before[at]).norm() / before[at].norm() for at in one.positions]
+        total = total + sum(found) / len(found)
+    return total, len(connections)
 
 
 def training_connections(
@@ -52,6 +71,7 @@ def training_connections(
     connection_layer: int = 1,
     connection_tokens: int = 1,
     relative_norm: float | None = None,
+    factor: Tensor | None = None,
 ) -> dict[int, Connection]:
     """For every row with English: what is added to its target pass, where."""
     examples = examples_of(batch)
@@ -72,7 +92,8 @@ def training_connections(
             temperature=temperature,
             selection=selection,
         )
-        connections[row] = Connection(connection_layer, last_positions(prompt, connection_tokens), pick, relative_norm)
+        where = last_positions(prompt, connection_tokens)
+        connections[row] = Connection(connection_layer, where, pick, relative_norm, factor=factor)
     return connections
 
 
@@ -135,6 +156,7 @@ def generate(
     connection_layer: int = 1,
     connection_tokens: int = 1,
     relative_norm: float | None = None,
+    factor: Tensor | None = None,
 ) -> list[list[int]]:
     """Greedy answers of exactly `tokens` tokens, one prompt at a time, without any cache.
 
@@ -163,7 +185,8 @@ def generate(
                 temperature=temperature,
                 selection=selection,
             )
-            connection = Connection(connection_layer, last_positions(prompt, connection_tokens), pick, relative_norm)
+            where = last_positions(prompt, connection_tokens)
+            connection = Connection(connection_layer, where, pick, relative_norm, factor=factor)
         text = list(prompt)
         for _ in range(tokens):
             text.append(int(run(model, text, connection).logits[-1].argmax()))

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 
 def loss_of(terms: Mapping[str, tuple[Tensor, Any]], weights: Mapping[str, float] | None = None) -> Tensor:
-    """The contract's loss: each term's sum divided by its count, weighted (1 unless given), added up."""
-    weights = weights or {}
+    """The contract's loss: each term's sum divided by its count, weighted (1 unless given), added up. The norm of a
+    connection is measured alone."""
+    weights = {"connection_norm": 0.0, **(weights or {})}
     return torch.stack([weights.get(name, 1.0) * value / max(int(n), 1) for name, (value, n) in terms.items()]).sum()
 
 

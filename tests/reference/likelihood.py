@@ -23,6 +23,7 @@ def continuation_logits(
     connection_layer: int = 1,
     connection_tokens: int = 1,
     relative_norm: float | None = None,
+    factor: Tensor | None = None,
 ) -> Tensor:
     """(C, V): the logits from which each of the continuation's C tokens is predicted.
 
@@ -40,7 +41,8 @@ def continuation_logits(
             activations = transformed(last_feed_forward(model, context), matrix)
         embedding = last_embedding(model, context)
         pick = choose(decision_maker, activations, embedding, noise=None, temperature=temperature, selection=selection)
-        connection = Connection(connection_layer, last_positions(context, connection_tokens), pick, relative_norm)
+        where = last_positions(context, connection_tokens)
+        connection = Connection(connection_layer, where, pick, relative_norm, factor=factor)
     logits = run(model, context + continuation, connection).logits
     return logits[len(context) - 1 : len(context) + len(continuation) - 1]
 

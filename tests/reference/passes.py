@@ -43,6 +43,7 @@ class Connection:
     relative_norm: float | None = None
     part: str = "hidden"
     replace: bool = False
+    factor: Tensor | None = None  # times this, at last
 
     def made(self, states: Tensor) -> Tensor:
         """(T, d) with the connection."""
@@ -51,6 +52,8 @@ class Connection:
             vector = self.vector
             if self.relative_norm is not None:
                 vector = vector / vector.norm() * states[position].detach().norm() * self.relative_norm
+            if self.factor is not None:
+                vector = self.factor * vector
             rows[position] = vector if self.replace else rows[position] + vector
         return torch.stack(rows)
 

@@ -50,11 +50,12 @@ class Wants:
 @dataclass
 class Pass:
     """What one pass left: `final` (B, T, d) states behind the final norm, `hidden` by layer (B, T, d), and
-    `feed_forward` (B, L, d) at the last prompt token."""
+    `feed_forward` (B, L, d) at the last prompt token. `injections`, by objective, are what was added on its way."""
 
     final: Tensor
     hidden: dict[int, Tensor] = field(default_factory=dict)
     feed_forward: Tensor | None = None
+    injections: Mapping[str, Injection] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from tests.reference import likelihood as likelihood_reference
 PROMPTS = [14, 3, 9, 2]  # lengths; the first two lie beyond and within the sliding windows of tests/families.py
 ENGLISH = [5, 8, 3, 6]
 TOKENS = 20
+GATE = 0.007
 
 
 def draw(lengths: list[int], seed: int) -> list[list[int]]:
@@ -47,7 +48,8 @@ def connected(family: str, **options: Any) -> tuple[Any, LinearConnection, Tenso
     decision_maker = torch.randn(L, d, dtype=torch.float64, generator=generator)
     shape = (L, d, d) if config.matrix == "per_layer" else (d, d)
     matrix = torch.randn(*shape, dtype=torch.float64, generator=generator) / d**0.5
-    connection = LinearConnection(model, config, decision_maker, matrix)
+    gate = torch.full((1,), GATE, dtype=torch.float64) if config.gate else None
+    connection = LinearConnection(model, config, decision_maker, matrix, gate)
     connect(model, connection)
     return model, connection, decision_maker, matrix
 
@@ -79,6 +81,8 @@ def test_one_more_pass_of_the_last_token_equals_two_prefills(family: str, cache:
         {"connection_tokens": 2},
         {"connection_layer": 3, "relative_norm": 0.2},
         {"connection_tokens": 5, "connection_layer": 2},
+        {"gate": True},
+        {"gate": True, "relative_norm": 2.0, "connection_layer": 2},
         {"connection_layer": 4},
         {"selection": "soft", "temperature": 0.5},
         {"matrix": "per_layer"},
@@ -88,9 +92,20 @@ def test_one_more_pass_of_the_last_token_equals_two_prefills(family: str, cache:
 def test_options_equal_the_reference(options: dict[str, Any]) -> None:
     model, _, decision_maker, matrix = connected("mistral", **options)
     prompts = draw(PROMPTS, 3)
-    known = {k: v for k, v in options.items() if k != "matrix"}
-    expected = reference.generate(model, decision_maker, prompts, TOKENS, matrix=matrix, **known)
+    expected = reference.generate(model, decision_maker, prompts, TOKENS, matrix=matrix, **known(options))
     assert generated(model, prompts) == expected
+
+
+def known(options: dict[str, Any]) -> dict[str, Any]:
+    """As the reference takes them: the gate as what it makes, the matrix by its shape."""
+    factor = {"factor": torch.tanh(torch.tensor(100 * GATE, dtype=torch.float64))} if options.get("gate") else {}
+    return {k: v for k, v in options.items() if k not in ("matrix", "gate")} | factor
+
+
+def test_a_run_without_its_gate_is_refused() -> None:
+    model, options = tiny("llama"), CCTuningConfig(gate=True)
+    with pytest.raises(PivotuneError, match=r"gate\.weight: is missing, and the run was trained with cc_tuning\.gate"):
+        LinearConnection(model, options, torch.zeros(4, 32), None)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
@@ -217,6 +232,7 @@ MANNERS = [
     {"connection_tokens": 2, "connection_layer": 2, "relative_norm": 0.5},
     {"connection_tokens": 3, "connection_layer": 2, "selection": "soft", "temperature": 0.5},
     {"selection": "soft", "matrix": "per_layer"},
+    {"gate": True, "relative_norm": 1.0},
 ]
 
 
@@ -276,12 +292,11 @@ def test_continuations_equal_two_whole_passes(family: str, side: str) -> None:
 def test_continuations_in_every_manner(options: dict[str, Any], mode: str) -> None:
     model, connection, decision_maker, matrix = connected("gemma2", **options)
     contexts, continuations, english = draw(PROMPTS, 43), draw([3, 1, 5, 2], 44), draw(ENGLISH, 45)
-    known = {k: v for k, v in options.items() if k != "matrix"}
     for side in ("left", "right"):
         ours = continued(model, connection, contexts, continuations, english if mode == "english" else None, side)
         for row, (a, b, e) in enumerate(zip(contexts, continuations, english, strict=True)):
             lent = {"english": e} if mode == "english" else {"matrix": matrix}
-            theirs = likelihood_reference.continuation_logits(model, decision_maker, a, b, **lent, **known)
+            theirs = likelihood_reference.continuation_logits(model, decision_maker, a, b, **lent, **known(options))
             torch.testing.assert_close(ours[row], theirs, rtol=1e-9, atol=1e-9)
             plain = likelihood_reference.continuation_logits(model, None, a, b)
             assert (theirs - plain).abs().max() > 1e-3, "the connection changes nothing: the comparison would be empty"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pivotune.objectives.cc_tuning.decision_maker import CCTuningConfig, DecisionMaker
+from pivotune.objectives.cc_tuning.decision_maker import CCTuningConfig, DecisionMaker, Gate
 
 P, L, D = 5, 3, 4
 
@@ -52,3 +52,15 @@ def test_the_hard_choice_has_a_gradient(inputs: tuple[torch.Tensor, torch.Tensor
     maker = made().train()
     maker(*inputs).sum().backward()
     assert maker.weight.grad is not None and maker.weight.grad.abs().sum() > 0
+
+
+def test_the_gate_begins_near_zero_and_gets_somewhere() -> None:
+    """By steps of the size that Adam takes at a rate of fine-tuning."""
+    gate = Gate()
+    assert gate().item() == pytest.approx(0.1) and gate().shape == (1,)
+    optimizer = torch.optim.AdamW(gate.parameters(), lr=2e-5, weight_decay=0.0)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (-gate()).sum().backward()
+        optimizer.step()
+    assert 0.5 < gate().item() < 1

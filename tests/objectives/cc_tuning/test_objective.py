@@ -34,11 +34,19 @@ def assert_training_parity(method: CCTuning, batch, options: dict, rtol: float) 
     weight = method.objectives["cc_tuning"].decision_maker.weight
     torch.manual_seed(SEED)
     noise = gumbel_noise(len(batch["pair_row"]), weight.shape[0], weight.dtype)
-    expected = cc_tuning(method.model, weight, batch, noise=noise, **options)
+    expected = cc_tuning(method.model, weight, batch, noise=noise, **of_the_reference(method, options))
     assert_terms(output["terms"], expected, rtol)
-    assert {name: int(n) for name, n in method.counts(batch).items()} == {"lm": expected["lm"][1]}
+    assert {name: int(n) for name, n in method.counts(batch).items()} == {name: n for name, (_, n) in expected.items()}
     assert_gradients(actual, gradients(loss_of(expected), method), rtol)
-    assert actual["objectives.cc_tuning.decision_maker.weight"].any()
+    assert all(gradient.any() for name, gradient in actual.items() if name.startswith("objectives."))
+
+
+def of_the_reference(method: CCTuning, options: dict) -> dict:
+    """The gate as what it makes."""
+    made = {name: value for name, value in options.items() if name != "gate"}
+    if options.get("gate"):
+        made["factor"] = torch.tanh(100 * method.objectives["cc_tuning"].gate.weight)
+    return made
 
 
 OPTIONS = {
@@ -55,6 +63,8 @@ OPTIONS = {
     "more_tokens_than_the_prompt_has": dict(connection_tokens=40),
     "in_scale": dict(relative_norm=0.1),
     "in_scale_layer_3": dict(relative_norm=1.5, connection_layer=3, connection_tokens=2, selection="soft"),
+    "gated": dict(gate=True),
+    "gated_in_scale": dict(gate=True, relative_norm=0.3, connection_layer=2, connection_tokens=2),
     "three_tokens_soft_layer_2": dict(connection_tokens=3, selection="soft", connection_layer=2, temperature=2.0),
 }
 
@@ -92,7 +102,8 @@ def test_evaluation_has_no_noise(case):
     with torch.no_grad():
         output = method(batch)
         assert torch.equal(method(batch)["loss"], output["loss"])
-        expected = cc_tuning(method.model, method.objectives["cc_tuning"].decision_maker.weight, batch, **OPTIONS[case])
+        given = of_the_reference(method, OPTIONS[case])
+        expected = cc_tuning(method.model, method.objectives["cc_tuning"].decision_maker.weight, batch, **given)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert_terms(output["terms"], expected, 1e-9)
 

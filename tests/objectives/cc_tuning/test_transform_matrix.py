@@ -15,7 +15,7 @@ from pivotune.errors import PivotuneError
 from pivotune.method import Method
 from pivotune.objectives import CCTuningConfig
 from pivotune.objectives.cc_tuning import fit_transform_matrix
-from pivotune.objectives.cc_tuning.transform_matrix import NormalEquations, RunningR2
+from pivotune.objectives.cc_tuning.transform_matrix import RIDGES, NormalEquations, RunningR2
 from tests.families import VOCAB, tiny
 from tests.reference import cc_tuning as reference
 from tests.reference.lens_calibration import r_squared
@@ -79,6 +79,46 @@ def test_transform_matrix_equals_plain_least_squares(matrix: str, ridge: float) 
     assert fitted.report["r2"] == pytest.approx(1 - residual.sum() / variance.sum(), rel=1e-6)
     assert (fitted.report["pairs"], fitted.report["held_out_pairs"]) == (72, 8)
     assert str(fitted).startswith("Transform Matrix: fitted on 72 pairs; R^2 on 8 held-out pairs: ")
+
+
+@pytest.mark.parametrize("matrix", ["shared", "per_layer"])
+def test_an_automatic_ridge_is_the_best_on_pairs_kept_for_that(matrix: str) -> None:
+    """Fitted on some, compared on others by their residuals, fitted again on both; R^2 on those that neither saw."""
+    model = tiny("llama")
+    method = Method(model, [CCTuningConfig(matrix=matrix, ridge="auto")])
+    pairs = Pairs(60)
+    fitted = fit_transform_matrix(method, pairs, pairs.collate, batch_size=7, seed=3)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(3)).tolist()
+    activations = [
+        tuple(reference.last_feed_forward(model, side[i]).detach().numpy() for side in (pairs.target, pairs.english))
+        for i in order
+    ]
+    _, others, rest = activations[:6], activations[6:12], activations[12:]
+    layers = [None] if matrix == "shared" else [slice(n, n + 1) for n in range(4)]
+    chosen, expected = [], []
+    for layer in layers:
+
+        def of(some: list, layer: Any = layer) -> list:
+            return [(s[layer or slice(None)], t[layer or slice(None)]) for s, t in some]
+
+        errors = {}
+        for ridge in RIDGES:
+            X = reference.fit(of(rest), ridge=ridge)
+            errors[ridge] = sum(float(((s @ X - t) ** 2).sum()) for s, t in of(others))
+        chosen.append(min(errors, key=errors.__getitem__))
+        expected.append(reference.fit(of(others + rest), ridge=chosen[-1]))
+    assert fitted.report["ridge"] == chosen
+    weight = expected[0] if matrix == "shared" else np.stack(expected)
+    np.testing.assert_allclose(fitted.weight.numpy(), weight, rtol=1e-4, atol=1e-5)
+    assert (fitted.report["pairs"], fitted.report["held_out_pairs"]) == (54, 6)
+
+
+def test_too_few_pairs_to_choose_a_ridge_by() -> None:
+    for count, few in ((2, True), (3, False)):
+        pairs = Pairs(count)
+        method = Method(tiny("llama"), [CCTuningConfig(ridge="auto")])
+        ridge = fit_transform_matrix(method, pairs, pairs.collate).report["ridge"]
+        assert (ridge == 0.01) if few else (ridge[0] in RIDGES)
 
 
 @settings(deadline=None, max_examples=20)

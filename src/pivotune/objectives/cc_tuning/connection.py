@@ -28,7 +28,7 @@ from pivotune.compat import prefilled_by
 from pivotune.data.collate import last_token
 from pivotune.errors import PivotuneError
 from pivotune.objectives.base import Connection
-from pivotune.objectives.cc_tuning.decision_maker import CCTuningConfig, DecisionMaker
+from pivotune.objectives.cc_tuning.decision_maker import CCTuningConfig, DecisionMaker, Gate
 from pivotune.taps import Injection, Tap
 
 
@@ -44,10 +44,16 @@ class LinearConnection(Connection):
         config: the options it was trained with.
         decision_maker: (L, d) weight of the Decision Maker.
         transform_matrix: (d, d) or (L, d, d); None leaves only `none` and `english`.
+        gate: (1,) weight of the gate, of a run that has one.
     """
 
     def __init__(
-        self, model: nn.Module, config: CCTuningConfig, decision_maker: Tensor, transform_matrix: Tensor | None = None
+        self,
+        model: nn.Module,
+        config: CCTuningConfig,
+        decision_maker: Tensor,
+        transform_matrix: Tensor | None = None,
+        gate: Tensor | None = None,
     ):
         self.anatomy = Anatomy(model)
         self.config = config
@@ -60,6 +66,13 @@ class LinearConnection(Connection):
         device = next(self.anatomy.head.parameters()).device
         self.decision_maker.weight = nn.Parameter(decision_maker.to(device), requires_grad=False)
         self.transform_matrix = None if transform_matrix is None else transform_matrix.to(device)
+        self.factor: Tensor | None = None
+        if config.gate:
+            if gate is None:
+                raise PivotuneError("gate.weight: is missing, and the run was trained with cc_tuning.gate: true.")
+            made = Gate()
+            made.weight = nn.Parameter(gate.to(device), requires_grad=False)
+            self.factor = made()
         self.modes = modes(transform_matrix is not None)
 
     def check(self, mode: str) -> None:
@@ -136,7 +149,8 @@ class LinearConnection(Connection):
         """
         before = torch.arange(self.config.connection_tokens, device=last_B.device)
         vectors_Bd = torch.stack(tuple(lent))
-        with Tap(self.anatomy, injections=[injection(self.config, vectors_Bd, last_B[:, None] - before)]):
+        made = injection(self.config, vectors_Bd, last_B[:, None] - before, self.factor)
+        with Tap(self.anatomy, injections=[made]):
             yield
 
     @contextmanager
@@ -159,9 +173,13 @@ def modes(has_matrix: bool) -> tuple[str, ...]:
     return ("matrix", "english", "none") if has_matrix else ("none", "english")
 
 
-def injection(config: CCTuningConfig, pick_Bd: Tensor, positions_BK: Tensor) -> Injection:
-    """What connects these rows: their picks, at these positions behind the connection layer; zeros do not connect."""
-    return Injection(config.connection_layer, pick_Bd, positions_BK, config.relative_norm)
+def injection(config: CCTuningConfig, pick_Bd: Tensor, positions_BK: Tensor, factor: Tensor | None) -> Injection:
+    """What connects these rows: their picks, at these positions behind the connection layer; zeros do not connect.
+
+    Args:
+        factor: of the gate, where there is one.
+    """
+    return Injection(config.connection_layer, pick_Bd, positions_BK, config.relative_norm, factor)
 
 
 @dataclass
@@ -221,7 +239,8 @@ def _connected_prefill(
         connected = _per_row(request.connected.to(vectors.device), rows, "connected")
         vectors = torch.where(connected[:, None], vectors, 0.0)
     everywhere = torch.arange(tail, device=vectors.device).expand(rows, -1)
-    with Tap(connection.anatomy, injections=[injection(connection.config, vectors, everywhere)]):
+    made = injection(connection.config, vectors, everywhere, connection.factor)
+    with Tap(connection.anatomy, injections=[made]):
         return run_tail()
 
 

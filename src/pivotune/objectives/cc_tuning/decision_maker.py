@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,9 +23,10 @@ class CCTuningConfig:
         connection_tokens: how many of the prompt's last tokens receive it.
         relative_norm: scale the pick to this share of the norm of the state that it joins, e.g. 0.1; null adds it as it
             is. Models whose feed-forward outputs grow with depth, such as Gemma-3, are thrown off by a pick as it is.
+        gate: multiply what is lent, once it is scaled, by a number that is learned and starts at 0.1.
         matrix: one Transform Matrix shared by all layers, or one per_layer.
         ridge: strength of the ridge penalty of the Transform Matrix, relative to the mean squared activation; 0 is
-            plain least squares.
+            plain least squares; auto takes what does best on pairs kept for that, layer by layer with per_layer.
         matrix_pairs: how many parallel question pairs the Transform Matrix is fitted on, at most.
     """
 
@@ -34,9 +36,29 @@ class CCTuningConfig:
     connection_layer: int = 1
     connection_tokens: int = 1
     relative_norm: float | None = None
+    gate: bool = False
     matrix: Literal["shared", "per_layer"] = "shared"
-    ridge: float = 0.01
+    ridge: float | Literal["auto"] = 0.01
     matrix_pairs: int = 1000
+
+
+class Gate(nn.Module):
+    """What is lent is multiplied by `tanh(100 g)`; `g`, (1,), is learned.
+
+    It starts near 0, so that at first the model is hardly disturbed, and not at 0, where what is lent would have no
+    gradient. An optimizer like Adam moves a parameter by about the learning rate at each step, which is made for the
+    many small weights of a model; 100 lets one number get somewhere in some hundred steps.
+    """
+
+    START, SPEED = 0.1, 100.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1,), math.atanh(self.START) / self.SPEED))
+
+    def forward(self) -> Tensor:
+        """(1,)"""
+        return torch.tanh(self.SPEED * self.weight)
 
 
 class DecisionMaker(nn.Module):

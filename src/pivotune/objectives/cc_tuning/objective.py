@@ -24,7 +24,7 @@ from pivotune.data.collate import Batch, pair_rows
 from pivotune.errors import check_choice, check_flags, check_number
 from pivotune.objectives.base import AfterTraining, Connection, Objective, Pass, Wants, english_pass
 from pivotune.objectives.cc_tuning.connection import LinearConnection, injection, modes
-from pivotune.objectives.cc_tuning.decision_maker import CCTuningConfig, DecisionMaker
+from pivotune.objectives.cc_tuning.decision_maker import CCTuningConfig, DecisionMaker, Gate
 from pivotune.objectives.cc_tuning.measure import ConnectionMeasure, connection_figure, connection_lines
 from pivotune.objectives.cc_tuning.transform_matrix import fit_transform_matrix
 from pivotune.taps import Injection, Tap
@@ -38,6 +38,10 @@ CITATION = """@inproceedings{ye2025cctuning,
   year      = {2025},
   note      = {arXiv:2506.00875}
 }"""
+
+
+NORM = "connection_norm"
+"""Logged: the norm of what is lent over that of the state that it joins, averaged over pairs."""
 
 
 class CCTuning(Objective):
@@ -73,6 +77,7 @@ class CCTuning(Objective):
         # A LoRA run keeps its few trained parameters in float32 over a bfloat16 base; so does the Decision Maker.
         trained = [p for p in model.parameters() if p.requires_grad] or list(model.parameters())
         self.decision_maker.to(device=trained[0].device, dtype=trained[0].dtype)
+        self.gate = Gate().to(device=trained[0].device, dtype=trained[0].dtype) if options.gate else None
 
     # Training --------------------------------------------------------------------------------------------------
 
@@ -87,7 +92,21 @@ class CCTuning(Objective):
         pick_Pd = self.decision_maker(v_PLd, self.anatomy.embeddings(last_P))
         vectors_BD = pick_Pd.new_zeros(len(batch["input_ids"]), pick_Pd.shape[1])
         vectors_BD = vectors_BD.index_add(0, rows, torch.where(is_pair[:, None], pick_Pd, 0.0))
-        return injection(self.options, vectors_BD, self._positions(batch["prompt_length"]))
+        factor = None if self.gate is None else self.gate()
+        return injection(self.options, vectors_BD, self._positions(batch["prompt_length"]), factor)
+
+    def weights(self) -> dict[str, float]:
+        return {NORM: 0.0}
+
+    def terms(self, batch: Batch, target: Pass, english: Pass | None) -> dict[str, Tensor]:
+        """What is lent, beside the state that it joins: not a loss, but it has to be in scale."""
+        rows, is_pair = pair_rows(batch)
+        ratio_B = target.injections[self.name].ratio_B
+        assert ratio_B is not None
+        return {NORM: torch.where(is_pair, ratio_B[rows], 0.0).sum()}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {NORM: pair_rows(batch)[1].sum()}
 
     def _positions(self, prompt_length_B: Tensor) -> Tensor:
         """The prompt's last `connection_tokens` positions, (B, K); negative where the prompt is shorter."""
@@ -127,7 +146,8 @@ class CCTuning(Objective):
 
     @classmethod
     def connection(cls, model: nn.Module, options: CCTuningConfig, tensors: Mapping[str, Tensor]) -> LinearConnection:
-        return LinearConnection(model, options, tensors["decision_maker.weight"], tensors.get("transform_matrix"))
+        weights = (tensors.get(name) for name in ("transform_matrix", "gate.weight"))
+        return LinearConnection(model, options, tensors["decision_maker.weight"], *weights)
 
     # The lens --------------------------------------------------------------------------------------------------
 
@@ -153,10 +173,11 @@ def check_config(config: CCTuningConfig, anatomy: Anatomy) -> None:
     anatomy.check_layer(config.connection_layer, "cc_tuning.connection_layer")
     check_choice("cc_tuning.selection", config.selection, ("hard", "soft"))
     check_choice("cc_tuning.matrix", config.matrix, ("shared", "per_layer"))
-    check_flags("cc_tuning", config, ["english_gradient"])
+    check_flags("cc_tuning", config, ["english_gradient", "gate"])
     check_number("cc_tuning.connection_tokens", config.connection_tokens, 1, whole=True)
     if config.relative_norm is not None:
         check_number("cc_tuning.relative_norm", config.relative_norm, 0, exclusive=True)
     check_number("cc_tuning.temperature", config.temperature, 0, exclusive=True)
-    check_number("cc_tuning.ridge", config.ridge, 0)
+    if config.ridge != "auto":
+        check_number("cc_tuning.ridge", config.ridge, 0, why="; auto finds it")
     check_number("cc_tuning.matrix_pairs", config.matrix_pairs, 2, whole=True, why="; some 1000 are usual")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +13,11 @@ from torch import Tensor, nn
 
 from pivotune.errors import PivotuneError
 from pivotune.finite import broken
+from pivotune.objectives.cc_tuning.decision_maker import CCTuningConfig
 from pivotune.taps import evaluating
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""What `auto` tries."""
 
 
 @dataclass
@@ -20,8 +26,8 @@ class TransformMatrix:
 
     Attributes:
         weight: X, (d, d) shared by all layers or (L, d, d); float32.
-        report: pairs, held_out_pairs, ridge, r2 (held-out, over all layers), r2_per_layer. The last two are None where
-            a single pair is held out.
+        report: pairs, held_out_pairs, ridge (where it was chosen a list, one per X), r2 (held-out, over all layers),
+            r2_per_layer. The last two are None where a single pair is held out.
     """
 
     weight: Tensor
@@ -53,10 +59,21 @@ class NormalEquations:
         self.gram += source.mT @ source
         self.cross += source.mT @ target_GNd.double()
 
-    def solve(self, ridge: float) -> Tensor:
-        """X, (G, d, d) in float64. With ridge 0 and too few rows, the solution of least norm."""
+    def __add__(self, other: NormalEquations) -> NormalEquations:
+        """Of the rows of both."""
+        both = copy.copy(self)
+        both.gram, both.cross = self.gram + other.gram, self.cross + other.cross
+        return both
+
+    def error(self, weight_Gdd: Tensor) -> Tensor:
+        """`||S X - T||^2` of these rows, less `||T||^2`, which is the same for every X: (G,)."""
+        return (weight_Gdd * (self.gram @ weight_Gdd - 2 * self.cross)).sum(dim=(1, 2))
+
+    def solve(self, ridge: float | Tensor) -> Tensor:
+        """X, (G, d, d) in float64, by one ridge or one of each group, (G,). With ridge 0 and too few rows, the solution
+        of least norm."""
         scale = self.gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
-        if ridge == 0:
+        if not torch.is_tensor(ridge) and ridge == 0:
             return torch.linalg.pinv(self.gram, hermitian=True) @ self.cross
         penalty = (ridge * scale)[:, None, None] * torch.eye(
             self.gram.shape[-1], dtype=torch.float64, device=scale.device
@@ -150,6 +167,7 @@ def fit_transform_matrix(
     chosen = [pairs[i] for i in order.tolist()]
     split = min(max(2, round(held_out * len(chosen))), len(chosen) // 2)
     held, fitted = chosen[:split], chosen[split:]
+    tried = min(split, len(fitted) // 2) if config.ridge == "auto" else 0  # pairs to choose the ridge by
 
     anatomy, shared = objective.anatomy, config.matrix == "shared"
     device = objective.decision_maker.weight.device
@@ -162,14 +180,22 @@ def fit_transform_matrix(
             yield out["target"].transpose(0, 1), out["english"].transpose(0, 1)  # (L, B, d)
 
     with evaluating(method):
-        weight = _solved(_summed(activations(fitted), per_layer=not shared), config.ridge)
+        equations = _summed(activations(fitted[tried:]), per_layer=not shared)
+        ridge: Any = config.ridge
+        if tried:
+            others = _summed(activations(fitted[:tried]), per_layer=not shared)
+            ridge = best_ridge(equations, others)
+            equations = equations + others
+        elif ridge == "auto":
+            ridge = CCTuningConfig.ridge  # too few pairs to choose by
+        weight = _solved(equations, ridge)
         r2 = RunningR2(anatomy.num_layers, anatomy.hidden_size, device)
         for source, target in activations(held):
             r2.add(source.double() @ weight, target)
     report = {
         "pairs": len(fitted),
         "held_out_pairs": len(held),
-        "ridge": config.ridge,
+        "ridge": ridge.tolist() if torch.is_tensor(ridge) else ridge,
         "r2": r2.overall(),
         "r2_per_layer": r2.per_group(),
     }
@@ -187,6 +213,23 @@ def least_squares(pairs: Iterable[tuple[Tensor, Tensor]], *, per_layer: bool, ri
     return weight if per_layer else weight[0]
 
 
+def best_ridge(equations: NormalEquations, others: NormalEquations) -> Tensor:
+    """Of `RIDGES`, that whose X, fitted on some rows, does best on others: one for each group, (G,).
+
+    Nothing is read again: what an X does on those rows follows from their sums.
+    """
+    best = torch.full((len(equations.gram),), math.inf, dtype=torch.float64, device=equations.gram.device)
+    found = torch.full_like(best, RIDGES[-1])
+    for ridge in RIDGES:
+        try:
+            error = others.error(equations.solve(ridge))
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # exported, though not in its __all__
+            continue  # too weak a penalty for these rows
+        better = error < best
+        best, found = torch.where(better, error, best), torch.where(better, ridge, found)
+    return found
+
+
 def _summed(pairs: Iterable[tuple[Tensor, Tensor]], *, per_layer: bool) -> NormalEquations:
     equations: NormalEquations | None = None
     for source_LBd, target_LBd in pairs:
@@ -198,15 +241,19 @@ def _summed(pairs: Iterable[tuple[Tensor, Tensor]], *, per_layer: bool) -> Norma
     return equations
 
 
-def _solved(equations: NormalEquations, ridge: float) -> Tensor:
+def _solved(equations: NormalEquations, ridge: float | Tensor) -> Tensor:
     if broken(equations.gram) or broken(equations.cross):
         raise PivotuneError("transform matrix: the model's activations on data.train have NaN or infinity.")
     try:
         weight = equations.solve(ridge)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # exported, though not in its __all__
-        raise PivotuneError(
-            f"transform matrix: cannot be solved with cc_tuning.ridge: {ridge:g}. Raise it; 0.01 is usual."
-        ) from error
+        raise PivotuneError(f"transform matrix: cannot be solved with {_said(ridge)}") from error
     if broken(weight.float()):
-        raise PivotuneError(f"transform matrix: overflows with cc_tuning.ridge: {ridge:g}. Raise it; 0.01 is usual.")
+        raise PivotuneError(f"transform matrix: overflows with {_said(ridge)}")
     return weight
+
+
+def _said(ridge: float | Tensor) -> str:
+    if torch.is_tensor(ridge):
+        return f"any ridge that cc_tuning.ridge: auto tries, up to {RIDGES[-1]:g}. Give a larger number."
+    return f"cc_tuning.ridge: {ridge:g}. Raise it; 0.01 is usual."
