@@ -59,6 +59,8 @@ class DataConfig:
         on_bad: a malformed row, or one that the chat template refuses, stops the run with its line number (error), or
             is left out and counted (skip).
         overlong: the same for a prompt that leaves no room for an answer.
+        english_replay: the share of the English sides of pairs, in 0..1, that is trained on besides, as examples of
+            their own, so that English is not forgotten. Drawn by id and training.seed.
     """
 
     train: str | list[str]
@@ -71,6 +73,7 @@ class DataConfig:
     max_length: int = 512
     on_bad: Literal["error", "skip"] = "error"
     overlong: Literal["error", "skip"] = "error"
+    english_replay: float = 0.0
 
 
 @dataclass
@@ -246,6 +249,9 @@ class RunConfig:
         check_number(
             "data.max_length", self.data.max_length, 2, whole=True, why="; a prompt and its answer need as many"
         )
+        check_number("data.english_replay", self.data.english_replay, 0, why="; a share of the English sides")
+        if self.data.english_replay > 1:
+            raise PivotuneError(f"data.english_replay: got {self.data.english_replay:g}; give a share, at most 1.")
         if isinstance(self.data.languages, str) or self.data.languages == []:
             raise PivotuneError(
                 f"data.languages: got {self.data.languages!r}; give a list of languages, or leave it out for all."

@@ -33,6 +33,7 @@ from pivotune.data import (
     tokenize_examples,
 )
 from pivotune.data.prompts import fix_template_kwargs
+from pivotune.data.replay import with_replay
 from pivotune.distributed import on_first_process
 from pivotune.errors import PivotuneError, check_choice
 from pivotune.files import locked
@@ -420,9 +421,16 @@ def _tokenised(config: RunConfig, split: str, source: Any, tokenizer: Any) -> tu
         language=data.language,
         columns=data.columns,
     )
+    main = config.training.process_index == 0
+    if split == "train" and data.english_replay:
+        before = len(examples)
+        examples = with_replay(examples, data.english_replay, config.training.seed)
+        if main:
+            more = len(examples) - before
+            print(f"data.train, English replay: {more} English sides are examples of their own.", flush=True)
     rows, kept = tokenize_examples(examples, tokenizer, data.style, data.max_length, data.overlong, data.on_bad)
     kept.take_notes(report)
-    if config.training.process_index == 0:
+    if main:
         if report.skipped:
             print(f"data.{split}, read: {report}")
         print(f"data.{split}: {kept}", flush=True)
