@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from pivotune.config import DataConfig, LoraOptions, ModelConfig, RunConfig, TrainingOptions
+from pivotune.data import ParallelCollator, read_examples, tokenize_examples
+from pivotune.method import Method
 from pivotune.objectives import CCTuningConfig, DeepSupervisionConfig
+from pivotune.trainer import PivotuneTrainer
 from tests.data.tiny_tokenizers import BOS, byte_level
 
 METHODS: dict[str, list[str]] = {
@@ -25,6 +28,8 @@ METHODS: dict[str, list[str]] = {
 """The objectives of the runs that tests are made with."""
 LAYERS = DeepSupervisionConfig(conversion_layer=1, thinking_layer=2)
 FEATURE = replace(LAYERS, language_conversion="feature", english_thinking="feature", stop_gradient=False)
+QUIETLY: dict[str, Any] = dict(logging_steps=100, max_steps=3, per_device_train_batch_size=4)
+"""Nothing is logged before the end."""
 WORDS = ["保持", "健康", "的", "三个", "提示", "饮食", "要", "均衡", "定期", "运动", "充足", "睡眠"]
 ENGLISH = ["give", "three", "tips", "for", "staying", "healthy", "eat", "well", "sleep", "enough", "move"]
 
@@ -146,3 +151,25 @@ def without_noise(scores: torch.Tensor, tau: float, hard: bool, dim: int) -> tor
     soft = (scores / tau).softmax(dim)
     pick = torch.zeros_like(soft).scatter(dim, soft.argmax(dim, keepdim=True), 1.0)
     return pick - soft.detach() + soft
+
+
+def nothing_in(folder: Path) -> None:
+    """Or it is not there."""
+    assert not [*folder.rglob("*")]
+
+
+def by_itself(method: Method, base: Path, data: Path, folder: Path, **changed: Any) -> PivotuneTrainer:
+    """A trainer in a script of the user's, whose output is `folder/alone`."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    dataset, _ = tokenize_examples(read_examples(data)[0], tokenizer)
+    return PivotuneTrainer(
+        method,
+        options(output_dir=str(folder / "alone"), **changed),
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        data_collator=ParallelCollator.for_tokenizer(tokenizer),
+    )
+
+
+def base_weights(base: Path) -> dict[str, torch.Tensor]:
+    return load_file(base / "model.safetensors")

@@ -12,9 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +22,6 @@ import yaml
 from pivotune import cli
 from pivotune.checkpoint import open_model, read_info
 from pivotune.data import ParallelExample
-from pivotune.data.examples import Text
 from pivotune.data.prompts import render_prompt
 from pivotune.errors import PivotuneError
 from pivotune.evaluation.benchmarks import BENCHMARKS, PRESETS, Item, benchmark_of, harness_task, load
@@ -35,12 +32,9 @@ from pivotune.evaluation.engines import (
     GenerationEngine,
     LikelihoodEngine,
     _example,
-    answer_text,
-    score_answer,
 )
-from pivotune.evaluation.metrics import contains_answer
 from pivotune.evaluation.results import ItemResult, Key, read_evaluation, read_items
-from pivotune.evaluation.summary import Scored, report, text
+from pivotune.evaluation.summary import Scored
 from pivotune.generation import generate_texts
 from pivotune.generation import load as load_model
 from pivotune.lab.base import base_path, load_base
@@ -53,12 +47,12 @@ from tests.runs import configuration, write_base, write_rows
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra pivotune[evaluation]")
 
-from lm_eval.api.model import LM  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from pivotune.evaluation import runner as module  # noqa: E402
 from pivotune.evaluation.runner import choose, evaluate, measure, read_parts  # noqa: E402
+from tests.evaluation.models import RankingModel, Reply, SpeakingModel, right_answer  # noqa: E402
 from tests.evaluation.test_likelihood import MATRIX, connectable, write_run  # noqa: E402
 
 RANKED = [name for name, one in BENCHMARKS.items() if one.protocol == "likelihood"]
@@ -81,64 +75,6 @@ def items_of(output: Path) -> dict[str, list[ItemResult]]:
     return {path.name: read_items(path)[0] for path in sorted((output / "items").glob("*.jsonl"))}
 
 
-# A model that knows, and one that guesses --------------------------------------------------------------------------
-
-Reply = Callable[[Item], str]
-
-
-class SpeakingModel(torch.nn.Module):
-    """Replies to the prompts of these items as a function says. It knows a prompt only if nothing of it is changed."""
-
-    def __init__(self, items: Sequence[Item], reply: Reply, style: str = "plain") -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=10**6))
-        self.tokenizer = byte_level()
-        self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.get_input_embeddings = lambda: SimpleNamespace(weight=torch.zeros(len(self.tokenizer), 1))
-        self.replies = {render_prompt(Text(prompt=item.prompt), self.tokenizer, style): reply(item) for item in items}
-
-    def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
-        assert options["do_sample"] is False and options["max_new_tokens"] == 40
-        rows = []
-        for ids, mask in zip(input_ids, attention_mask, strict=True):
-            reply = self.replies[self.tokenizer.decode(ids[mask.bool()])]
-            rows.append(self.tokenizer(reply, add_special_tokens=False).input_ids)
-        width = max(map(len, rows)) + 1
-        eos = self.tokenizer.eos_token_id
-        new = torch.tensor([[*row, *[eos] * (width - len(row))] for row in rows])
-        return torch.cat([input_ids, new], dim=1)
-
-
-class RankingModel(LM):
-    """Log-likelihoods of the options as a function says. Finds an item by the id that its row carries."""
-
-    def __init__(self, items: Sequence[Item], log_p: Callable[[Item, int], float]) -> None:
-        super().__init__()
-        self.items = {(item.language, item.id): item for item in items}
-        self.log_p = log_p
-        self.english_tasks: tuple[str, ...] = ()
-
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        answers = []
-        for request in requests:
-            item = self.items[request.doc["language"], request.doc["id"]]
-            _, continuation = request.args
-            assert item.options is not None
-            if item.benchmark == "mmlu":
-                assert continuation.strip() == "ABCD"[request.idx]
-            elif item.benchmark != "xnli":  # there the harness puts the whole sentence together
-                assert continuation.strip().casefold() == item.options[request.idx].casefold()
-            answers.append((self.log_p(item, request.idx), False))
-        return answers
-
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        raise AssertionError("nothing is generated")
-
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        raise AssertionError("nothing is rolled")
-
-
 def engines(items: Sequence[Item], reply: Reply, log_p: Callable[[Item, int], float]) -> Callable[[str], Engine]:
     def engine(protocol: str) -> Engine:
         if protocol == "likelihood":
@@ -147,10 +83,6 @@ def engines(items: Sequence[Item], reply: Reply, log_p: Callable[[Item, int], fl
         return GenerationEngine(model, model.tokenizer)
 
     return engine
-
-
-def right_answer(item: Item) -> str:
-    return item.answers[0]
 
 
 def knows(item: Item, option: int) -> float:
@@ -213,81 +145,7 @@ def test_a_guesser_is_at_chance_in_the_publishers_files(name: str, bench: Path, 
     assert expected == pytest.approx(BENCHMARKS[name].chance or 0.0) or name == "truthfulqa"
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the harness subtracts infinities
-def test_numbers_that_are_none_are_wrong(folder: Path) -> None:
-    items = load("xcopa", "vi", folder)
-    values = {"0": (math.nan, -1.0), "1": (-math.inf, -1.0), "2": (-math.inf, -math.inf)}
-    engine = LikelihoodEngine(RankingModel(items, lambda item, option: values[item.id][option]))
-    found = {one.id: one for batch in engine(items) for one in batch}
-    assert (found["0"].score, found["0"].choice, found["0"].loglikelihoods) == (0.0, None, (None, -1.0))
-    assert (found["1"].score, found["1"].choice) == (1.0, 1)
-    assert found["2"].choice == 0
-
-
 # Scores of answers -------------------------------------------------------------------------------------------------
-
-
-def test_answers_are_scored_by_the_benchmark(folder: Path) -> None:
-    def scored(name: str, answer: str) -> ItemResult:
-        return score_answer(load(name, other(name), folder)[0], answer)
-
-    assert scored("xquad", "the vi0").score == 1.0 and scored("xquad", "vi0 there").score == pytest.approx(2 / 3)
-    assert scored("mlqa", "vi0 ở").scores["f1"] == pytest.approx(2 / 3)
-    assert scored("mkqa", "bo").scores == {"f1": 1.0, "exact_match": 1.0} and scored("mkqa", "it is Bo").score == 0.5
-    long = scored("cc_mkqa", "it is Bo")
-    assert (long.score, long.scores) == (1.0, {"f1": 0.5, "exact_match": 0.0}) and long.gold is None
-    assert scored("cc_xquad", "In vi0, I think").score == 1.0 and scored("cc_xquad", "vi01").score == 0.0
-    assert scored("cc_xlsum", "s").score == 1.0 and scored("cc_xlsum", "t").score == 0.0
-    choice = scored("cc_mmmlu", "(A)")
-    assert (choice.score, choice.choice, choice.gold, choice.ambiguous) == (1.0, 0, 0, False)
-    assert scored("cc_mmmlu", "A or B").ambiguous and scored("cc_mmmlu", "hm").choice is None
-
-
-def test_what_of_a_text_is_the_answer(folder: Path) -> None:
-    asked, numbered = load("xquad", "vi", folder)[0], load("cc_xquad", "vi", folder)[0]
-    assert answer_text(asked, " Paris \nQuestion: next") == "Paris"
-    assert answer_text(asked, "\nParis") == "" and answer_text(asked, "\nParis", "chat") == "Paris"
-    assert answer_text(numbered, " Paris\n is ") == "Paris\n is"
-    assert contains_answer("在北京大学读书", ["北京大学"], "zh") == 1.0
-    assert contains_answer("Parisian", ["Paris"], "en") == 0.0 and contains_answer("", ["Paris"], "en") == 0.0
-    assert contains_answer("a", ["the"], "en") == 0.0  # nothing is left of the answer
-
-
-def test_styles_surround_the_prompts(folder: Path, tmp_path: Path) -> None:
-    items = load("cc_xnli", "ar", folder)
-    model = SpeakingModel(items, right_answer, "alpaca")
-    assert all(prompt.endswith("Answer:\n\n### Response:") for prompt in model.replies)
-    engine = GenerationEngine(model, model.tokenizer, style="alpaca", batch_size=2)
-    assert [one.score for batch in engine(items) for one in batch] == [1.0] * 3
-    with pytest.raises(KeyError):
-        next(GenerationEngine(model, model.tokenizer)(items))
-
-
-def test_prompts_that_do_not_fit_lose_their_beginning(base: Path, folder: Path) -> None:
-    model, tokenizer = load_model(base)
-    items = load("cc_xnli", "ar", folder)
-    whole = len(tokenizer(items[0].prompt).input_ids)
-    engine = GenerationEngine(model, tokenizer, max_new_tokens=4, max_length=whole + 3)
-    answers = [one for batch in engine(items) for one in batch]
-    assert engine.cut == len(answers) == 3
-    with pytest.raises(PivotuneError, match="max_new_tokens: got 40, but the model's context has 30"):
-        GenerationEngine(model, tokenizer, max_length=30)
-
-
-def test_contexts_that_do_not_fit_are_counted(base: Path, folder: Path) -> None:
-    """TruthfulQA begins with six questions and answers."""
-    for name, cut in (("truthfulqa", 3), ("xnli", 0)):
-        engine = LikelihoodEngine(HFLM(str(base), device="cpu", batch_size=4, max_length=120))
-        assert sum(len(batch) for batch in engine(load(name, "en", folder))) == 3
-        assert (engine.cut, engine.max_length) == (cut, 120)
-
-
-def test_options_that_do_not_fit_are_one_error(folder: Path, tmp_path: Path) -> None:
-    """The harness cuts contexts, but XNLI has none: all of it is the option."""
-    narrow = write_base(tmp_path / "base", max_position_embeddings=16)
-    options: dict[str, Any] = dict(data_dir=str(folder), benchmarks="xnli", languages="vi", output=str(tmp_path / "o"))
-    with pytest.raises(PivotuneError, match=r"xnli_vi, item '1': an option has \d+ tokens, and the model's context 16"):
-        evaluate(str(narrow), **options)
 
 
 # The harness itself ------------------------------------------------------------------------------------------------
@@ -788,47 +646,6 @@ def test_what_is_chosen(caplog: pytest.LogCaptureFixture) -> None:
     assert names("xcopa,xnli,xcopa", None, "zh, en") == ["xcopa.zh", "xcopa.en", "xnli.zh", "xnli.en"]
     assert "xstorycloze.vi" not in names(None, "dft", "vi,en")
     assert "xstorycloze is not available in vi and left out there" in caplog.text
-
-
-def cell(name: str, language: str, scores: Sequence[float], **fields: Any) -> Scored:
-    results = tuple(ItemResult(id=str(n), score=score, **fields) for n, score in enumerate(scores))
-    return Scored(benchmark_of(name), language, results, chance=BENCHMARKS[name].chance or 0.0)
-
-
-def test_empty_answers_are_counted() -> None:
-    for name, ambiguous, unreadable in (("mkqa", "-", "-"), ("cc_xnli", "0", "3")):
-        silent = cell(name, "zh", [0, 0], prediction="", gold=0 if name == "cc_xnli" else None)
-        spoken = cell(name, "zh", [0], prediction="a", gold=0 if name == "cc_xnli" else None)
-        found = report([replace(silent, results=silent.results + spoken.results)], run="r", connection="none")
-        assert found["protocols"]["generation"]["cells"][0]["empty"] == 2
-        (line,) = [line for line in text(found).splitlines() if line.startswith(name)]
-        assert line.split()[-3:] == [ambiguous, unreadable, "2"]
-
-
-def test_protocols_never_share_a_table() -> None:
-    cells = [
-        cell("xnli", "vi", [1, 0, 0, 1]),
-        cell("xnli", "zh", [1, 1, 1, 1]),
-        cell("xcopa", "vi", [0, 0, 1, 1]),
-        cell("xquad", "vi", [0.5, 0.25], in_language=True),
-        cell("cc_xnli", "zh", [1, 0], gold=1, in_language=False),
-    ]
-    found = report(cells, run="r", connection="none", style="plain", preset="dft")
-    ranked, generated = found["protocols"]["likelihood"], found["protocols"]["generation"]
-    assert {one["benchmark"] for one in ranked["cells"]} == {"xnli", "xcopa"}
-    assert {one["benchmark"] for one in generated["cells"]} == {"xquad", "cc_xnli"}
-    assert [(one["benchmark"], one["mean"]) for one in ranked["benchmarks"]] == [("xnli", 0.75), ("xcopa", 0.5)]
-    assert [(one["language"], one["mean"]) for one in ranked["languages"]] == [("vi", 0.5), ("zh", 1.0)]
-    first = ranked["cells"][0]
-    assert first["low"] < first["mean"] == 0.5 < first["high"] and first["items"] == 4
-    assert generated["cells"][1]["unreadable"] == 2 and generated["cells"][1]["in_another_language"] == 2
-    shown = text(found)
-    above, below = shown.split("\nGeneration, prompts in style plain\n")
-    assert "xquad" not in above and "xcopa" not in below
-    assert "TFT, LLaMA-2-7B" in above and "44.1" in above and "2503.01275" in above
-    assert "xnli" in text(found, markdown=True) and "| xnli " in text(found, markdown=True)
-    cc = text(report(cells[4:], run="r", connection="none", preset="cc"))
-    assert "53.06 (best average)" in cc and "2506.00875" in cc
 
 
 def test_the_command(run: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,12 +10,6 @@ import torch
 from pivotune.lab import base
 from pivotune.lab.templates import LANGUAGES
 from pivotune.lab.text import pools, stream
-from pivotune.lab.world import World
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return World.build()
 
 
 @pytest.fixture(scope="module")

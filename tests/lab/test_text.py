@@ -15,11 +15,6 @@ MIXTURES = {language: list(product(("en", language), repeat=3)) for language in 
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return World.build()
-
-
-@pytest.fixture(scope="module")
 def finder(world) -> "NameFinder":
     return NameFinder(world)
 

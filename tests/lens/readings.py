@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pivotune.anatomy import Anatomy
+from pivotune.data import Encoded
 from pivotune.lens.activations import Measure, PairActivations, read
+from pivotune.lens.survey import Question, survey
 from pivotune.taps import evaluating
 from tests.batches import Example, Text, collate, random_examples
+from tests.families import VOCAB
 
 
 def random_pairs(count: int, seed: int = 0) -> list[Example]:
@@ -45,3 +51,20 @@ def sides(pairs: Iterable[Example]) -> dict[str, list[Text]]:
         found["target"].append(pair.target)
         found["english"].append(pair.english)
     return found
+
+
+def prompts(count: int = 5, seed: int = 0) -> list[Encoded]:
+    draw = random.Random(seed)
+    made = []
+    for _ in range(count):
+        ids = [draw.randrange(3, VOCAB) for _ in range(draw.randint(4, 14))]
+        start = draw.randrange(len(ids) - 1)
+        made.append(Encoded(ids, [], start, draw.randint(start + 1, len(ids))))
+    return made
+
+
+def question_entropies(model: nn.Module, texts: Sequence[Encoded], **options: Any) -> np.ndarray:
+    """Of all tokens, as the choice of layers reads them."""
+    with evaluating(model):
+        questions = [Question("zh", one) for one in texts]
+        return survey(Anatomy(model), questions, tokens=None, **options)["entropy"]

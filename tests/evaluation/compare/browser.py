@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,29 @@ CONTRAST = """(() => {
     least = Math.min(least, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
   }
   return least; })()"""
+
+
+class Tables(HTMLParser):
+    """The text of each table, and all tags with their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self._depth = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "table":
+            self._depth += 1
+            self.tables.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._depth -= tag == "table"
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+        if self._depth:
+            self.tables[-1] += f" {data}"
