@@ -62,8 +62,31 @@ def _late_logits(model: str) -> list[Any]:
     return _thinking(model, LATE[model], 0.1, english_thinking="logits")
 
 
+def _logits_in_scale(model: str) -> list[Any]:
+    """The strict signal read by a tuned lens, at layers that it can read, its gradient a tenth of the ordinary one."""
+    return [DeepSupervisionConfig(reader="tuned_lens", **_AUTO_WEIGHTS)]
+
+
+def _feature_in_scale(model: str) -> list[Any]:
+    """The relaxed signal about the mean of each side, at the middle's rise and its peak."""
+    layers: dict[str, Any] = {"conversion_layer": RISE[model], "thinking_layer": MIDDLE[model], "english_layer": "same"}
+    feature: dict[str, Any] = {"language_conversion": "feature", "english_thinking": "feature"}
+    how: dict[str, Any] = {"feature_loss": "centred_cosine", "pooling": "last_token"}
+    return [DeepSupervisionConfig(**layers, **feature, **how, **_AUTO_WEIGHTS)]
+
+
+_AUTO_WEIGHTS: dict[str, Any] = {"conversion_weight": "auto", "thinking_weight": "auto", "gradient_share": 0.1}
+
+
 def _in_scale(model: str) -> list[Any]:
     return [CCTuningConfig(connection_layer=RISE[model], relative_norm=0.1, english_gradient=False, matrix="per_layer")]
+
+
+def _gated(model: str) -> list[Any]:
+    """As long as the state that it joins, times a learned number that starts at 0.1."""
+    scale: dict[str, Any] = {"relative_norm": 1.0, "gate": True}
+    matrix: dict[str, Any] = {"matrix": "per_layer", "ridge": "auto"}
+    return [CCTuningConfig(connection_layer=RISE[model], english_gradient=False, **scale, **matrix)]
 
 
 RECOMMENDED = "contrast"
@@ -78,6 +101,8 @@ SETTINGS: Mapping[str, RealSetting] = {
         "deep supervision, feature, as in the paper",
         _supervision(language_conversion="feature", english_thinking="feature"),
     ),
+    "logits_scale": RealSetting("logits by a tuned lens, weights by the gradient", _logits_in_scale),
+    "feature_scale": RealSetting("centred feature in the middle, weights by the gradient", _feature_in_scale),
     "logits_late": RealSetting("English answer by logits at a late layer, weight 0.1", _late_logits),
     "contrast": RealSetting("contrast at the middle layer, weight 0.1", _contrast),
     "contrast_strong": RealSetting("contrast at the middle layer, weight 1", lambda model: _contrast(model, 1.0)),
@@ -85,6 +110,7 @@ SETTINGS: Mapping[str, RealSetting] = {
     "contrast_replay": RealSetting("contrast, a fifth of the examples in English", _contrast, replay=0.2),
     "cc_paper": RealSetting("CC-Tuning as released", lambda model: [CCTuningConfig()]),
     "cc_scale": RealSetting("CC-Tuning in scale, behind the middle's rise", _in_scale),
+    "cc_gate": RealSetting("CC-Tuning with a learned gate, behind the middle's rise", _gated),
     "cc_scale_shuffled": RealSetting("the same with other questions' English", _in_scale, shuffled=True),
     "both": RealSetting("contrast and CC-Tuning in scale", lambda model: [*_contrast(model), *_in_scale(model)]),
 }
