@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from pivotune.config import RunConfig
 from pivotune.errors import PivotuneError
-from pivotune.objectives import DeepSupervisionConfig
+from pivotune.objectives import CCTuningConfig, DeepSupervisionConfig
 from pivotune.trainer import PivotuneTrainer
 from pivotune.training import train
 from tests.runs import FEATURE, configuration, without_noise
@@ -33,6 +34,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "feature": {},
     "tuned_lens": {},  # fitted by one rank, on the model before it is sharded
     "auto": {},  # layers chosen by one rank, on the model before it is sharded
+    "in_scale": {},  # weights and means found by one rank, on the model before it is sharded; a gate
     "cc_tuning": {},
     "both": {},
     "accumulated": {"gradient_accumulation_steps": 2},
@@ -78,6 +80,10 @@ def job(name: str, folder: Path, kind: str, ranks: int, **changed: Any) -> RunCo
         config.objectives = [DeepSupervisionConfig(conversion_layer=1, thinking_layer=2, reader="tuned_lens")]
     if name == "auto":
         config.objectives = [DeepSupervisionConfig(conversion_layer="auto", thinking_layer="auto")]
+    if name == "in_scale":
+        weights: dict[str, Any] = {"conversion_weight": "auto", "thinking_weight": "auto", "weight_warmup": 0.5}
+        supervision = replace(FEATURE, feature_loss="centred_cosine", stop_gradient=True, **weights)
+        config.objectives = [supervision, CCTuningConfig(relative_norm=1.0, gate=True, ridge="auto")]
     if name == "lora":
         config.lora.dropout = 0.0  # as little as Gumbel noise can it be repeated on two ranks
     return config
