@@ -59,7 +59,10 @@ FAULTS = (
     ),
     Fault("method.py", "if counts is None else counts", "", "test_trainer.py test_training.py", "eight_by_one"),
     Fault(
-        "method.py", "keep = next_token != IGNORE", "keep = next_token != 0", "test_method.py objectives/test_plain.py"
+        "method.py",
+        "target.final[:, :-1][keep]",
+        "target.final[:, 1:][keep]",
+        "test_method.py objectives/test_plain.py",
     ),
     Fault("trainer.py", "loss = loss * self.accelerator.num_processes", "pass", "test_distributed.py"),
     Fault(

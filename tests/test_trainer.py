@@ -146,7 +146,8 @@ def test_a_loss_that_is_no_number_ends_the_run(base: Path, data: Path, tmp_path:
 
 @pytest.mark.parametrize("method", ["deep_supervision", "cc_tuning"])
 def test_evaluation_is_exact_whatever_the_batch_size(method: str, base: Path, data: Path, tmp_path: Path) -> None:
-    """Eleven rows in batches of four: the mean over all items, not the mean of the batches' means."""
+    """Eleven rows in batches of four: the mean over all items, not the mean of the batches' means; and the loss is their
+    weighted sum, of which what is only measured is no part."""
     held = write_rows(tmp_path / "eval.jsonl", rows(11, seed=5))
     losses = []
     for batch in (4, 11):
@@ -160,11 +161,15 @@ def test_evaluation_is_exact_whatever_the_batch_size(method: str, base: Path, da
             eval_steps=1,
             per_device_eval_batch_size=batch,
             held_out=held,
+            deep_supervision=replace(LAYERS, conversion_weight=0.5, thinking_weight=2.0),
         )
         losses.append(next(entry for entry in log(train(config)) if "eval_loss" in entry))
     names = [name for name in losses[0] if name.startswith("eval_") and not name.endswith(("runtime", "second"))]
     assert {"eval_loss", "eval_lm", "eval_pairs"} <= set(names)
     assert [losses[0][n] for n in names] == pytest.approx([losses[1][n] for n in names], rel=1e-6)
+    found, weights = losses[0], {"lm": 1.0}
+    weights |= {"language_conversion": 0.5, "english_thinking": 2.0} if method == "deep_supervision" else {}
+    assert found["eval_loss"] == pytest.approx(sum(weight * found[f"eval_{name}"] for name, weight in weights.items()))
     assert losses[0]["eval_pairs"] == pytest.approx(sum("english" in row for row in rows(11, seed=5)) / 11)
 
 
