@@ -156,7 +156,13 @@ def test_a_rate_that_the_schedule_itself_moves_may_not_change() -> None:
 
 
 OWN = {
-    "lora": (LoraOptions(r=4), {"r": 5, "alpha": 33, "dropout": 0.5, "target_modules": ["q_proj"]}),
+    "lora": (
+        LoraOptions(r=4),
+        {
+            **{"r": 5, "alpha": 33, "dropout": 0.5, "target_modules": ["q_proj"]},
+            **{"use_dora": True, "use_rslora": True, "modules_to_save": ["norm"]},
+        },
+    ),
     "deep_supervision": (
         LAYERS,
         {

@@ -146,8 +146,8 @@ def test_a_loss_that_is_no_number_ends_the_run(base: Path, data: Path, tmp_path:
 
 @pytest.mark.parametrize("method", ["deep_supervision", "cc_tuning"])
 def test_evaluation_is_exact_whatever_the_batch_size(method: str, base: Path, data: Path, tmp_path: Path) -> None:
-    """Eleven rows in batches of four: the mean over all items, not the mean of the batches' means; and the loss is their
-    weighted sum, of which what is only measured is no part."""
+    """Eleven rows in batches of four: the mean over all items, not the mean of the batches' means; and the loss is
+    their weighted sum, of which what is only measured is no part."""
     held = write_rows(tmp_path / "eval.jsonl", rows(11, seed=5))
     losses = []
     for batch in (4, 11):

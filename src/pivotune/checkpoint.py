@@ -48,7 +48,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.utils.import_utils import is_gguf_available
 
 import pivotune
-from pivotune import card, tokens
+from pivotune import card, quantization, tokens
 from pivotune.anatomy import TEXT_PARTS, Anatomy, text_part, unwrap
 from pivotune.connection import Together
 from pivotune.data.prompts import fix_template_kwargs
@@ -423,6 +423,7 @@ def load_run(
     device: torch.device | str | None = None,
     attn_implementation: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
+    dequantise: bool = False,
 ) -> Run:
     """Open a run folder; or any causal LM, as a run without a method.
 
@@ -432,6 +433,8 @@ def load_run(
         device: where to put the model; a GPU if there is one.
         attn_implementation: as in transformers.
         chat_template_kwargs: arguments of the chat template; those that a run was trained with are in its own.
+        dequantise: open a base that was quantised for the training with ordinary weights of the same values; otherwise
+            it is quantised again.
 
     The model's generate() stops at every token that ends an answer (`pivotune.tokens.end_ids`).
 
@@ -449,8 +452,12 @@ def load_run(
     elif info.get("adapter"):
         options["dtype"] = info["dtype"] if dtype == "auto" else dtype
         _check_base(path, info)
+        kind = quantization.of_record(info)
+        if kind is not None:
+            options |= quantization.load_options(kind, options["dtype"], torch.device(device))
         try:
             base = open_model(info["base_model"], info.get("revision"), **options)
+            base = quantization.dequantised(base) if kind is not None and dequantise else base
         except PivotuneError as error:
             raise PivotuneError(f"{path}: the base model that its {INFO} names (base_model): {error}") from error
         with warnings.catch_warnings():
@@ -470,7 +477,8 @@ def load_run(
     model.pivotune_prompt_style = info.get("prompt_style", "auto")
     fix_template_kwargs(tokenizer, chat_template_kwargs)
     _fit(model, tokenizer, path)
-    return Run(model.to(device).eval(), tokenizer, info, tensors)
+    model = model if quantization.is_quantised(model) else model.to(device)
+    return Run(model.eval(), tokenizer, info, tensors)
 
 
 def check_model(path: str | Path) -> dict[str, Any]:
@@ -805,7 +813,8 @@ def open_model(path: str | Path, revision: str | None = None, **options: Any) ->
     if model.config.model_type in TEXT_PARTS:
         model = text_part(model)
     if "gguf_file" in where:
-        _forget_gguf(model)
+        quantization.forget(model)
+    quantization.leave_as_it_is(model)
     return model
 
 
@@ -877,16 +886,6 @@ def _why_not(path: str | Path, error: Exception) -> str:
         hint = similar(path) if Path(path).parent.is_dir() else "."
         return f"{path}: no such folder, and no model that the hub gives ({why}){hint}"
     return f"{path}: its configuration cannot be read: {why}."
-
-
-def _forget_gguf(model: Any) -> None:
-    """What transformers notes about a quantised file: the weights are ordinary ones now, and are to be saved."""
-    for name in ("hf_quantizer", "quantization_method"):
-        if hasattr(model, name):
-            delattr(model, name)
-    model.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
 
 
 def repair_generation(config: GenerationConfig, path: str | Path) -> list[str]:

@@ -17,6 +17,7 @@ from pivotune.data.examples import check_columns
 from pivotune.data.languages import read_languages
 from pivotune.errors import PivotuneError, check_number
 from pivotune.objectives import objective_of
+from pivotune.quantization import Quantization
 from pivotune.training_checks import check_libraries, check_values
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -32,12 +33,15 @@ class ModelConfig:
             precision for full fine-tuning; auto keeps the type they are stored in.
         attn_implementation: of transformers: eager, sdpa, flash_attention_2, ...; its own choice where null.
         revision: of the model on the hub.
+        quantization: keep the base in 4 bits (nf4) or 8 (int8) by bitsandbytes, and train adapters on it; null keeps it
+            as it is.
     """
 
     path: str
     dtype: Dtype = "float32"
     attn_implementation: str | None = None
     revision: str | None = None
+    quantization: Quantization | None = None
 
 
 @dataclass
@@ -85,12 +89,19 @@ class LoraOptions:
         alpha: their scale is alpha / r.
         dropout: in front of the adapters.
         target_modules: names of the linear layers that get one; all-linear is every one but the output head.
+        use_dora: DoRA (Liu et al. 2024, arXiv 2402.09353): adapt the direction of each weight and learn its length.
+        use_rslora: scale by alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732), for large ranks.
+        modules_to_save: names of modules that are trained in full besides, and saved with the adapter, e.g. [lm_head].
+            As in PEFT, a name stands for all that end in it.
     """
 
     r: int = 0
     alpha: int = 32
     dropout: float = 0.05
     target_modules: str | list[str] = "all-linear"
+    use_dora: bool = False
+    use_rslora: bool = False
+    modules_to_save: list[str] | None = None
 
 
 @dataclass

@@ -52,7 +52,8 @@ def export(
     Args:
         run: a run folder, or a checkpoint of it.
         output: a new or empty folder.
-        dtype: of the weights; auto keeps that of the run. An adapter is merged in float32, then rounded.
+        dtype: of the weights; auto keeps that of the run. An adapter is merged in float32, then rounded. A base
+            that was quantised for the training is dequantised first, so that the result is the model that was trained.
         max_shard_size: of a file of weights.
         connection: keep the run's connection. The result is then a run folder of Pivotune whose weights are in full:
             plain programs open it without the connection, and with it where they trust its code.
@@ -78,7 +79,7 @@ def export(
         raise PivotuneError(f"connection: {run} was not trained with a connection. Leave the option out.")
     hub = None if push is None else _hub(push)
 
-    opened = load_run(run, dtype=torch.float32 if info.get("adapter") else "auto", device="cpu")
+    opened = load_run(run, dtype=torch.float32 if info.get("adapter") else "auto", device="cpu", dequantise=True)
     model: Any = opened.model
     if isinstance(model, PeftModel):
         model = model.merge_and_unload(safe_merge=True)
@@ -95,7 +96,7 @@ def export(
             raise PivotuneError(f"max_shard_size: got {max_shard_size!r}; give a size such as 5GB.") from error
         opened.tokenizer.save_pretrained(temporary)
         if connection:
-            kept = {name: value for name, value in info.items() if name not in ("lora", "base_digest")}
+            kept = {name: value for name, value in info.items() if name not in ("lora", "base_digest", "quantization")}
             kept |= {"adapter": False, "dtype": str(model.dtype).removeprefix("torch.")}
             write_own(temporary, opened.tensors, connected=True, adapter=False)
             mark_complete(temporary, kept)

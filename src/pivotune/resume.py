@@ -49,6 +49,10 @@ FIXED = {
     "lora.target_modules": "its adapters belong to those layers",
     "lora.alpha": "what the adapters have learned would be rescaled",
     "lora.dropout": "the loss would be another one",
+    "lora.use_dora": "its adapters have other tensors",
+    "lora.use_rslora": "what the adapters have learned would be rescaled",
+    "lora.modules_to_save": "they are among its tensors",
+    "model.quantization": "its adapters were trained on a base of other values",
     "training.optim": "its optimizer's state is of that kind",
     "training.optim_args": _BY_OPTIMIZER,
     "training.optim_target_modules": "its optimizer's state is of that kind",
@@ -264,7 +268,7 @@ def _options(record: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, A
     elif "adapter" in record:
         found["lora"] = record["adapter"]
     named = {"dtype": "model.dtype", "sharding": "training.fsdp", "examples_per_step": _EXAMPLES_PER_STEP}
-    named |= {"rows_digest": "data.train"}
+    named |= {"rows_digest": "data.train", "quantization": "model.quantization"}
     if record.get("base_digest") and other.get("base_digest"):
         named |= {"base_digest": "model.path"}  # a model that was moved is the same
     else:

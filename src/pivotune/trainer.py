@@ -199,8 +199,10 @@ class PivotuneTrainer(Trainer):
         found = proportions.measure(self.method, output, gradients=whole)
         if found and self.is_world_process_zero():
             print(f"First step: lm {output['terms']['lm'].mean.item():.3g}; {'; '.join(map(str, found))}.", flush=True)
-        for warning in (one for each in found for one in each.warnings):
-            self._warn(warning)
+        means = {name: term.mean.item() for name, term in output["terms"].items()}
+        for warnings in (*(one.warnings for one in found), *(part.first_remarks(means) for part in self.method.parts)):
+            for warning in warnings:
+                self._warn(warning)
         if found:
             self._info["first_step"] = proportions.record(found)
 

@@ -16,11 +16,11 @@ from typing import Any
 import datasets
 import pyarrow.compute as pc
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor, nn
 from transformers import IntervalStrategy, TrainingArguments, set_seed
 
-from pivotune import checkpoint, finite, proportions, resume, tokens
+from pivotune import checkpoint, finite, proportions, quantization, resume, tokens
 from pivotune.anatomy import Anatomy
 from pivotune.config import LoraOptions, RunConfig, evaluates
 from pivotune.data import (
@@ -41,6 +41,7 @@ from pivotune.method import Method
 from pivotune.objectives import OBJECTIVES, objective_of
 from pivotune.objectives.base import BeforeTraining
 from pivotune.provenance import base_digest
+from pivotune.quantization import on_device
 from pivotune.trainer import GO_ON, MORE_STEPS, PivotuneTrainer, check_batches
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def train(config: RunConfig) -> Path:
         PivotuneError: an option, a file or a model that does not work, with the reason and the fix.
     """
     config.check()
+    quantization.check(config)
     _check_model(config)
     args = _arguments(config)
     checkpoint.check_apart("output", config.output, config.model.path)
@@ -206,6 +208,7 @@ def _plan(config: RunConfig, args: TrainingArguments, begun: Path | None) -> Pla
         "revision": config.model.revision,
         "base_digest": base_digest(config.model.path, config.model.revision),
         "lora": dataclasses.asdict(config.lora),
+        "quantization": config.model.quantization,
         "data": dataclasses.asdict(config.data),
     }
     if begun is not None:
@@ -230,6 +233,7 @@ def _plan(config: RunConfig, args: TrainingArguments, begun: Path | None) -> Pla
     info |= {
         "adapter": config.lora.r > 0,
         "prompt_style": style,
+        **({"dtype": config.model.dtype} if config.model.quantization and config.model.dtype != "auto" else {}),
         "rows": dict(report.rows),
         "pairs": dict(report.pairs),
     }
@@ -242,7 +246,6 @@ def _weighed(method: Method, plan: Plan) -> dict[str, proportions.Weighed]:
     pairs = [number for number, ids in enumerate(rows["english_prompt_ids"]) if ids]
     drawn = random.Random(args.seed).sample(pairs, min(len(pairs), WEIGHED_PAIRS))
     collator, size = ParallelCollator.for_tokenizer(plan.tokenizer), args.per_device_train_batch_size
-    home = next(method.parameters()).device
 
     def batches() -> Iterator[Batch]:
         for start in range(0, len(drawn), size):
@@ -250,14 +253,13 @@ def _weighed(method: Method, plan: Plan) -> dict[str, proportions.Weighed]:
             yield {name: one.to(args.device) for name, one in batch.items()}
 
     try:
-        return proportions.weigh(method.to(args.device), batches())
+        with on_device(method, args.device):
+            return proportions.weigh(method, batches())
     except torch.OutOfMemoryError as error:
         raise PivotuneError(
             "training.per_device_train_batch_size: the whole model with its activations does not fit on one device to "
             "find weights that are auto. Lower it, or give numbers."
         ) from error
-    finally:
-        method.to(home)
 
 
 def _check_pairs(config: RunConfig, report: Report) -> None:
@@ -306,11 +308,16 @@ def _check_model(config: RunConfig) -> None:
     skeleton = checkpoint.open_skeleton(options.path, options.revision, attn_implementation=options.attn_implementation)
     checkpoint.check_generation(options.path, options.revision)
     quantised = getattr(skeleton.config, "quantization_config", None)
-    if quantised is not None and not config.lora.r:
+    if quantised is not None and (not config.lora.r or options.quantization is not None):
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
         raise PivotuneError(
-            f"model.path: the weights of {options.path} are quantised ({method}) and cannot be trained themselves. "
-            "Give the model that they were made from, or train adapters (lora.r)."
+            f"model.path: the weights of {options.path} are quantised ({method}) and cannot be "
+            + (
+                "trained themselves. Give the model that they were made from, or train adapters (lora.r)."
+                if options.quantization is None
+                else f"quantised again. Leave model.quantization ({options.quantization}) out, or give the model that "
+                "they were made from."
+            )
         )
     if config.lora.r:
         skeleton = _with_adapters(skeleton, config.lora)
@@ -322,12 +329,13 @@ def _check_model(config: RunConfig) -> None:
 
 
 def _load_model(config: RunConfig) -> nn.Module:
-    model = checkpoint.open_model(
-        _resolved(config.model.path),
-        config.model.revision,
-        dtype=config.model.dtype,
-        attn_implementation=config.model.attn_implementation,
-    )
+    options: dict[str, Any] = {"dtype": config.model.dtype}
+    if config.model.quantization is not None:
+        options = quantization.load_options(config.model.quantization, config.model.dtype, config.training.device)
+    options["attn_implementation"] = config.model.attn_implementation
+    model = checkpoint.open_model(_resolved(config.model.path), config.model.revision, **options)
+    if config.model.quantization is not None:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if idle := checkpoint.repair_generation(model.generation_config, config.model.path):
         logger.warning(
             "model.path: generation_config.json of %s sets %s without effect (no sampling, no beams), which "
@@ -348,12 +356,20 @@ def _with_adapters(model: Any, options: LoraOptions) -> nn.Module:
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
         target_modules=wanted,
+        use_dora=options.use_dora,
+        use_rslora=options.use_rslora,
+        modules_to_save=options.modules_to_save,
     )
-    layers = [name for name, one in model.named_parameters(remove_duplicate=False) if one.dim() == 2]
-    for name in [] if isinstance(wanted, str) else wanted:
-        if not any(f".{layer}".endswith(f".{name}.weight") for layer in layers):
-            found = ", ".join(sorted({layer.split(".")[-2] for layer in layers}))
-            raise PivotuneError(f"lora.target_modules: no layer is named {name!r}; the model has {found}.")
+    parameters = model.named_parameters(remove_duplicate=False)
+    layers = {name.removesuffix(".weight"): one.dim() for name, one in parameters if name.endswith(".weight")}
+    for option, names, dims in (
+        ("target_modules", [] if isinstance(wanted, str) else wanted, (2,)),
+        ("modules_to_save", options.modules_to_save or [], (1, 2)),
+    ):
+        for name in names:
+            if not any(f".{layer}".endswith(f".{name}") and dim in dims for layer, dim in layers.items()):
+                found = ", ".join(sorted({layer.split(".")[-1] for layer, dim in layers.items() if dim in dims}))
+                raise PivotuneError(f"lora.{option}: no layer is named {name!r}; the model has {found}.")
     try:
         with warnings.catch_warnings():  # of transformers about a name that peft uses
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
@@ -361,13 +377,13 @@ def _with_adapters(model: Any, options: LoraOptions) -> nn.Module:
     except (ValueError, re.error) as error:
         raise PivotuneError(f"lora: {error}") from error
     tables = {"embed_tokens": model.get_input_embeddings(), "lm_head": model.get_output_embeddings()}
-    if model.config.tie_word_embeddings and (
-        on := [name for name, one in tables.items() if hasattr(one, "base_layer")]
-    ):
-        raise PivotuneError(
-            f"lora.target_modules: names {' and '.join(on)}, but this model's input embeddings and output head are one "
-            "matrix (tie_word_embeddings), which an adapter of either would pull apart. Name other modules."
-        )
+    for option, inside in (("target_modules", "base_layer"), ("modules_to_save", "original_module")):
+        on = [name for name, one in tables.items() if hasattr(one, inside)]
+        if on and model.config.tie_word_embeddings:
+            raise PivotuneError(
+                f"lora.{option}: names {' and '.join(on)}, but this model's input embeddings and output head are one "
+                "matrix (tie_word_embeddings), which training of either would pull apart. Name other modules."
+            )
     return adapted
 
 

@@ -87,8 +87,12 @@ def test_prompts_that_do_not_fit_lose_their_beginning(base: Path, folder: Path) 
     items = load("cc_xnli", "ar", folder)
     whole = len(tokenizer(items[0].prompt).input_ids)
     engine = GenerationEngine(model, tokenizer, max_new_tokens=4, max_length=whole + 3)
+    read: list[list[int]] = []
+    model.register_forward_pre_hook(lambda _, args, given: read.extend(given["input_ids"].tolist()), with_kwargs=True)
     answers = [one for batch in engine(items) for one in batch]
     assert engine.cut == len(answers) == 3
+    ends = [tokenizer(item.prompt).input_ids[-(whole - 1) :] for item in items]
+    assert sorted(read[: len(ends)]) == sorted(ends)
     with pytest.raises(PivotuneError, match="max_new_tokens: got 40, but the model's context has 30"):
         GenerationEngine(model, tokenizer, max_length=30)
 

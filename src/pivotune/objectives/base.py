@@ -253,6 +253,10 @@ class Objective(nn.Module):
         """What each of its terms is compared with in the first step."""
         return {}
 
+    def first_remarks(self, means: Mapping[str, float]) -> list[str]:
+        """Warnings after the first step's look at its terms; `means` of these, by name."""
+        return []
+
     def open_weights(self) -> dict[str, float]:
         """Terms whose weight is `auto`, and what the norm of their gradient should be over that of the ordinary loss,
         at the layer that they supervise (`scales`). `pivotune.proportions.weigh` finds the weights."""

@@ -108,6 +108,14 @@ def test_evaluation_has_no_noise(case):
     assert_terms(output["terms"], expected, 1e-9)
 
 
+def test_a_connection_that_drowns_the_question_is_warned_of():
+    method = connected(tiny("llama"))
+    part = method.objectives["cc_tuning"]
+    (warning,) = part.first_remarks({"lm": 2.0, "connection_norm": 9.28})
+    assert "9.3 times as long as the state that it joins" in warning and "cc_tuning.relative_norm: 0.1" in warning
+    assert part.first_remarks({"lm": 2.0, "connection_norm": 1.0}) == []
+
+
 def test_training_noise_moves_the_choice():
     """Over many draws each layer is chosen about as often as the softmax of the scores says."""
     method = connected(tiny("llama")).train()

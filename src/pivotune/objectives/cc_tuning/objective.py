@@ -44,6 +44,10 @@ NORM = "connection_norm"
 """Logged: the norm of what is lent over that of the state that it joins, averaged over pairs."""
 
 
+DROWNED = 3.0
+"""A mean norm above it is warned of."""
+
+
 class CCTuning(Objective):
     """Fine-tuning with a cross-lingual connection. Examples without English counterparts, and English ones, get none.
 
@@ -104,6 +108,14 @@ class CCTuning(Objective):
         ratio_B = target.injections[self.name].ratio_B
         assert ratio_B is not None
         return {NORM: torch.where(is_pair, ratio_B[rows], 0.0).sum()}
+
+    def first_remarks(self, means: Mapping[str, float]) -> list[str]:
+        if means[NORM] <= DROWNED:
+            return []
+        return [
+            f"cc_tuning: what is lent is {means[NORM]:.1f} times as long as the state that it joins, of which little is "
+            "left. Set cc_tuning.relative_norm: 0.1, or connect behind a later layer (cc_tuning.connection_layer)."
+        ]
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {NORM: pair_rows(batch)[1].sum()}

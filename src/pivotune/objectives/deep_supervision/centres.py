@@ -20,6 +20,7 @@ from pivotune.distributed import on_first_process
 from pivotune.errors import PivotuneError
 from pivotune.losses import pool_span
 from pivotune.objectives.base import BeforeTraining, Wants, decode, english_pass
+from pivotune.quantization import on_device
 from pivotune.taps import Tap, evaluating
 
 PAIRS = 512
@@ -44,12 +45,8 @@ def fit_centres(anatomy: Anatomy, layers: Sequence[tuple[int, int]], pooling: st
                 "none. Add the field 'english' to the rows, or choose cosine."
             )
         drawn = sorted(random.Random(args.seed).sample(pairs, min(len(pairs), PAIRS)))
-        home = next(model.parameters()).device
-        try:
-            model.to(args.device)
+        with on_device(model, args.device):
             return _means(anatomy, [before.rows[number] for number in drawn], layers, pooling, args)
-        finally:
-            model.to(home)
 
     return on_first_process(before.args, fit)
 

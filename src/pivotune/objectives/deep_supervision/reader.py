@@ -13,6 +13,7 @@ from pivotune.errors import PivotuneError
 from pivotune.lens.tuned import TunedLens, fit_texts, fit_tuned_lens
 from pivotune.objectives.base import BeforeTraining
 from pivotune.objectives.deep_supervision.settle import question_of
+from pivotune.quantization import on_device
 
 
 def fit_reader(reader: TunedLens, before: BeforeTraining) -> dict[str, Any]:
@@ -22,15 +23,14 @@ def fit_reader(reader: TunedLens, before: BeforeTraining) -> dict[str, Any]:
         return {"tuned_lens": before.record[1].get("tuned_lens")}
 
     def fit() -> tuple[dict[str, Any], Tensor, Tensor]:
-        model, args = before.model, before.args
-        home = next(model.parameters()).device
+        model, args, home = before.model, before.args, reader.weight.device
         texts = fit_texts(before.rows, args.seed, question_of)
         try:
-            lens = reader.to(args.device)
-            with tqdm(desc="fitting the tuned lens", unit="text", disable=args.disable_tqdm) as bar:
+            bar = tqdm(desc="fitting the tuned lens", unit="text", disable=args.disable_tqdm)
+            with bar, on_device(model, args.device):
                 found = fit_tuned_lens(
-                    model.to(args.device),
-                    lens,
+                    model,
+                    reader.to(args.device),
                     texts,
                     batch_size=args.per_device_eval_batch_size,
                     seed=args.seed,
@@ -42,10 +42,9 @@ def fit_reader(reader: TunedLens, before: BeforeTraining) -> dict[str, Any]:
                 "Lower training.per_device_eval_batch_size, or take reader: logit_lens."
             ) from error
         finally:
-            model.to(home)
             reader.to(home)
         print(found, flush=True)
-        return found.as_dict(), lens.weight.cpu(), lens.bias.cpu()
+        return found.as_dict(), reader.weight.cpu(), reader.bias.cpu()
 
     record, weight, bias = on_first_process(before.args, fit)
     reader.weight.copy_(weight)

@@ -19,6 +19,7 @@ from pivotune.lens.choice import Layers, choose_from_questions, numbers, record,
 from pivotune.lens.rule import LayerChoice
 from pivotune.lens.survey import Question
 from pivotune.objectives.base import BeforeTraining, Settled
+from pivotune.quantization import on_device
 
 if TYPE_CHECKING:
     from pivotune.objectives.deep_supervision.objective import DeepSupervisionConfig
@@ -79,26 +80,24 @@ def _choose(options: DeepSupervisionConfig, before: BeforeTraining) -> Layers:
     questions = [question_of(row) for row in sample]
     signals = {options.language_conversion, options.english_thinking}
     measures = [name for signal, name in (("feature", "similarity"), ("logits", "reading")) if signal in signals]
-    home = next(model.parameters()).device
     prompts = [one for question in questions for one in (question.target, question.english) if one is not None]
     try:
-        return choose_from_questions(
-            model.to(args.device),
-            questions,
-            batch_size=args.per_device_eval_batch_size,
-            max_length=max(len(one.prompt_ids) + len(one.answer_ids) for one in prompts),
-            seed=args.seed,
-            measures=measures,
-            reader=options.reader,
-            progress=not args.disable_tqdm,
-        )
+        with on_device(model, args.device):
+            return choose_from_questions(
+                model,
+                questions,
+                batch_size=args.per_device_eval_batch_size,
+                max_length=max(len(one.prompt_ids) + len(one.answer_ids) for one in prompts),
+                seed=args.seed,
+                measures=measures,
+                reader=options.reader,
+                progress=not args.disable_tqdm,
+            )
     except torch.OutOfMemoryError as error:
         raise PivotuneError(
             "deep_supervision: the whole model does not fit on one device to choose the layers. Lower "
             "training.per_device_eval_batch_size, or run `pivotune layers` elsewhere and give its numbers."
         ) from error
-    finally:
-        model.to(home)
 
 
 def question_of(row: Mapping[str, Any]) -> Question:
