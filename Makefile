@@ -27,6 +27,7 @@ real: $(STAMP) ## the same on a real pretrained model, in some twenty minutes (t
 
 # One thread per process: the same sums in the same order on every machine, and no fight over the cores.
 test: $(STAMP) ## run the tests (WORKERS=0 in one process, PYTEST_ARGS="-m 'not slow'" adds options)
+	@echo "Some 4,700 tests: about 11 minutes on two idle cores."
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 docs: $(STAMP) ## build the documentation as a site, site/index.html; warnings are errors

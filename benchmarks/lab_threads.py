@@ -20,9 +20,9 @@ from pivotune.data import ParallelCollator, tokenize_examples
 from pivotune.lab.base import load_base
 from pivotune.lab.settings import MAX_LENGTH, STYLE, TRAINING
 from pivotune.lab.trial import parallel
-from pivotune.lab.workers import cores
 from pivotune.lab.world import World
 from pivotune.method import Method
+from pivotune.threads import cores
 
 
 def main() -> None:

@@ -34,20 +34,24 @@ class Command:
         summary: one line for the overview.
         function: "module:name" of the function.
         positional: its parameters that are given without their name; one that ends in * takes any number.
+        computes: it lets a model compute in this process.
     """
 
     summary: str
     function: str
     positional: tuple[str, ...] = ()
+    computes: bool = False
 
 
 COMMANDS = {
-    "train": Command("fine-tune a model, plainly or with objectives", "pivotune.training:train"),
-    "generate": Command("answer prompts with a run", "pivotune.generation:generate", ("run", "prompts*")),
-    "evaluate": Command("the papers' benchmarks on a run", "pivotune.evaluation.runner:evaluate", ("run",)),
+    "train": Command("fine-tune a model, plainly or with objectives", "pivotune.training:train", computes=True),
+    "generate": Command("answer prompts with a run", "pivotune.generation:generate", ("run", "prompts*"), True),
+    "evaluate": Command("the papers' benchmarks on a run", "pivotune.evaluation.runner:evaluate", ("run",), True),
     "export": Command("a run as an ordinary model folder", "pivotune.export:export", ("run",)),
-    "layers": Command("which layers to supervise, and what each layer says", "pivotune.lens.layers:layers", ("model",)),
-    "lens": Command("language, similarity and calibration of each layer", "pivotune.lens.report:lens", ("run",)),
+    "layers": Command(
+        "which layers to supervise, and what each layer says", "pivotune.lens.layers:layers", ("model",), True
+    ),
+    "lens": Command("language, similarity and calibration of each layer", "pivotune.lens.report:lens", ("run",), True),
     "compare": Command("evaluated runs side by side", "pivotune.evaluation.compare:compare", ("runs*",)),
     "demo": Command("the whole story on this machine, without a download", "pivotune.lab.demo:demo"),
 }
@@ -170,6 +174,7 @@ def _train(name: str, arguments: list[str]) -> None:
         print(configuration.as_yaml(given), end="")
         raise SystemExit(0)
     config = configuration.made(given)
+    _settle_threads(COMMANDS[name])
     folder = _function(COMMANDS[name])(config)
     if config.training.process_index == 0:
         print(f"The run is in {folder}.")
@@ -304,7 +309,23 @@ def _call(name: str, arguments: list[str]) -> None:
     required = [one for one in parameters if parameters[one].default is inspect.Parameter.empty]
     if missing := [one.upper() if one in names else f"--{one}" for one in required if one not in given]:
         raise PivotuneError(f"pivotune {name} needs {' and '.join(missing)}; see pivotune {name} --help.")
+    _settle_threads(command)
     function(**given)
+
+
+def _settle_threads(command: Command) -> None:
+    """On a CPU: say where fewer threads than there are cores are faster, as beside another program."""
+    if not command.computes:
+        return
+    from pivotune import threads
+
+    chosen = threads.settle()
+    if chosen is not None and chosen < threads.cores():
+        print(
+            f"Computing on {chosen} of {threads.cores()} cores, which is faster at the moment (OMP_NUM_THREADS says "
+            "otherwise).",
+            file=sys.stderr,
+        )
 
 
 def _print_help(name: str, function: Callable[..., Any]) -> NoReturn:

@@ -30,6 +30,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from tqdm import tqdm
 
 from pivotune.errors import PivotuneError
+from pivotune.threads import cores
 
 MOST = 4
 """Processes: each takes several hundred megabytes."""
@@ -56,11 +57,6 @@ class Job:
     run: Callable[..., Any]
     arguments: tuple[Any, ...]
     seconds: float
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads() -> int:

@@ -113,8 +113,8 @@ class CCTuning(Objective):
         if means[NORM] <= DROWNED:
             return []
         return [
-            f"cc_tuning: what is lent is {means[NORM]:.1f} times as long as the state that it joins, of which little is "
-            "left. Set cc_tuning.relative_norm: 0.1, or connect behind a later layer (cc_tuning.connection_layer)."
+            f"cc_tuning: what is lent is {means[NORM]:.1f} times as long as the state that it joins, of which little "
+            "is left. Set cc_tuning.relative_norm: 0.1, or connect behind a later layer (cc_tuning.connection_layer)."
         ]
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
