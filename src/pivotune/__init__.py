@@ -5,10 +5,14 @@ Here are the names that most scripts need, the options of every objective in `pi
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
+
+# Where it is installed, PEFT imports it; on some CPUs it then complains of a kernel that is not there.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOME = {
     "PivotuneError": "pivotune.errors",

@@ -150,7 +150,7 @@ def _train(name: str, arguments: list[str]) -> None:
             known = _known(option, kinds, reasons, where)
             _set(given, option, known, node, kinds[known], f"{where}: {option}")
 
-    more = {"config": list[str], "print_config": bool, "preset": str}
+    more = {"config": list[str], "print_config": bool, "preset": str, "dry_run": bool, "ranks": int}
     words, files = _split(arguments, kinds | more, reasons, needed=1)
     for file in [*files, *words.pop("config", [])]:
         if not (file.endswith((".yaml", ".yml", ".json")) or os.path.isfile(file)):
@@ -163,6 +163,10 @@ def _train(name: str, arguments: list[str]) -> None:
         check_choice("preset", one, presets())
         take(presets()[one], preset)
     given = preset | given
+    tries = read_value(from_words(words.pop("dry_run", ["false"]), bool), bool, "dry_run")
+    ranks = read_value(from_words(words.pop("ranks", ["null"]), int), int | None, "ranks")
+    if ranks is not None and not (tries and ranks > 0):
+        raise PivotuneError(f"ranks: got {ranks}; give the number of processes to reckon with, beside --dry_run.")
     shows = read_value(from_words(words.pop("print_config", ["false"]), bool), bool, "print_config")
     for option, values in words.items():
         known = _known(option, kinds, reasons, "command line")
@@ -174,6 +178,11 @@ def _train(name: str, arguments: list[str]) -> None:
         print(configuration.as_yaml(given), end="")
         raise SystemExit(0)
     config = configuration.made(given)
+    if tries:
+        from pivotune.estimate import dry_run
+
+        dry_run(config, ranks)
+        return
     _settle_threads(COMMANDS[name])
     folder = _function(COMMANDS[name])(config)
     if config.training.process_index == 0:
@@ -269,6 +278,10 @@ def _print_train_help(name: str) -> NoReturn:
         "and the command line say goes before.",
     )
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration and exit.")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print what the run would take and its first rows, and train nothing."
+    )
+    parser.add_argument("--ranks", type=int, help="processes to reckon with, beside --dry_run.")
     parser.add_class_arguments(RunConfig, as_group=False, skip={"training", "objectives"})
     for one, objective in OBJECTIVES.items():
         title, _ = _documentation(objective.Options)

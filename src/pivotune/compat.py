@@ -163,6 +163,14 @@ _ATTENTION = Private(
 
 PRIVATE = (
     Private(
+        "torch",
+        "_subclasses",
+        "read",
+        "pivotune.estimate",
+        "run a model without weights and see what it keeps for the backward pass",
+        "torch._subclasses.fake_tensor.FakeTensorMode",
+    ),
+    Private(
         _TRAINER,
         "_get_num_items_in_batch",
         "overridden",

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -16,9 +15,6 @@ from pivotune.errors import PivotuneError, check_choice
 
 if TYPE_CHECKING:
     from pivotune.config import RunConfig
-
-# Where it is installed, PEFT imports it, and on some CPUs it then complains that a kernel is not on the hub's shelf.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 Quantization = Literal["nf4", "int8"]
 """nf4: 4-bit NormalFloat, its scales quantised too. int8: 8 bits, outliers of the activations apart."""

@@ -64,8 +64,8 @@ def train(config: RunConfig) -> Path:
     """
     config.check()
     quantization.check(config)
-    _check_model(config)
-    args = _arguments(config)
+    check_model(config)
+    args = arguments_of(config)
     checkpoint.check_apart("output", config.output, config.model.path)
     checkpoint.check_output("output", config.output)
     begun = on_first_process(args, lambda: resume.find(args.resume_from_checkpoint, config.output))
@@ -215,8 +215,8 @@ def _plan(config: RunConfig, args: TrainingArguments, begun: Path | None) -> Pla
         resume.compare(begun, record, {**info, **resume.options_record(config, args)})
     tokenizer = checkpoint.open_tokenizer(config.model.path, config.model.revision)
     fix_template_kwargs(tokenizer, config.data.chat_template_kwargs, "data.chat_template_kwargs")
-    rows, report, style = _tokenised(config, "train", config.data.train, tokenizer)
-    _check_pairs(config, report)
+    rows, report, style = tokenised(config, "train", config.data.train, tokenizer)
+    check_pairs(config, report)
     check_batches(rows, args)
     info["rows_digest"] = resume.rows_digest(rows)
     if begun is not None:
@@ -229,7 +229,7 @@ def _plan(config: RunConfig, args: TrainingArguments, begun: Path | None) -> Pla
         resume.check_state(begun)
     eval_rows = None
     if config.data.eval is not None and evaluates(args):
-        eval_rows, _, _ = _tokenised(config, "eval", config.data.eval, tokenizer)
+        eval_rows, _, _ = tokenised(config, "eval", config.data.eval, tokenizer)
     info |= {
         "adapter": config.lora.r > 0,
         "prompt_style": style,
@@ -262,7 +262,7 @@ def _weighed(method: Method, plan: Plan) -> dict[str, proportions.Weighed]:
         ) from error
 
 
-def _check_pairs(config: RunConfig, report: Report) -> None:
+def check_pairs(config: RunConfig, report: Report) -> None:
     """Raise a PivotuneError where an objective has fewer English counterparts to learn from than it needs."""
     pairs = report.pairs.total()
     for name in config.by_name:
@@ -274,7 +274,7 @@ def _check_pairs(config: RunConfig, report: Report) -> None:
             )
 
 
-def _arguments(config: RunConfig) -> TrainingArguments:
+def arguments_of(config: RunConfig) -> TrainingArguments:
     """Those of the configuration; with data.eval and no word about when, each epoch is evaluated."""
     args = copy.copy(config.training)
     args.output_dir = config.output
@@ -297,8 +297,9 @@ def _is_finished(config: RunConfig, now: dict[str, Any]) -> bool:
     return bool(then.get("after_training")) and resume.unchanged(then, now, (*resume.LENGTH, *resume.after_training()))
 
 
-def _check_model(config: RunConfig) -> None:
-    """What depends on the model's shape, tried on the model without its weights, before anything long begins."""
+def check_model(config: RunConfig) -> nn.Module:
+    """What depends on the model's shape, tried on the model without its weights, before anything long begins; that
+    model, with its adapters."""
     options = config.model
     if options.revision is not None and Path(options.path).exists():
         raise PivotuneError(
@@ -320,12 +321,13 @@ def _check_model(config: RunConfig) -> None:
             )
         )
     if config.lora.r:
-        skeleton = _with_adapters(skeleton, config.lora)
+        skeleton = with_adapters(skeleton, config.lora)
     Anatomy(skeleton)  # refuses an architecture that is not known
     parts = [objective_of(options).on_skeleton(options, skeleton) for options in config.objectives]
     terms = [name for part in parts for name in part.weights()]
     best = str(config.training.metric_for_best_model or "loss").removeprefix("eval_")
     check_choice("training.metric_for_best_model", best, ["loss", "lm", *terms])
+    return skeleton
 
 
 def _load_model(config: RunConfig) -> nn.Module:
@@ -343,10 +345,10 @@ def _load_model(config: RunConfig) -> nn.Module:
             *(config.model.path, ", ".join(idle)),
         )
     finite.check_finite(f"model.path: {config.model.path}", model.named_parameters())
-    return _with_adapters(model, config.lora) if config.lora.r else model
+    return with_adapters(model, config.lora) if config.lora.r else model
 
 
-def _with_adapters(model: Any, options: LoraOptions) -> nn.Module:
+def with_adapters(model: Any, options: LoraOptions) -> nn.Module:
     wanted = options.target_modules
     if isinstance(wanted, str) and wanted != "all-linear" and re.fullmatch(r"[\w.]+", wanted):
         wanted = [wanted]  # PEFT takes a string for a pattern of the whole name
@@ -408,24 +410,26 @@ def _fit(config: RunConfig, model: nn.Module, tokenizer: Any, report: Report, *s
             lengths = [*target.to_pylist(), *pc.add(*english).drop_null().to_pylist()]
             fix = "Lower data.max_length to it: longer answers are then cut and counted."
             tokens.check_context(model, tokenizer, lengths, f"data.{split}, texts", fix)
-            pairs = _lengths_of_pairs(rows)
+            pairs = lengths_of_pairs(rows)
             for name, options in config.by_name.items():
                 what, fix = f"data.{split}, texts that {name} makes of pairs", "Lower data.max_length to half of it."
-                tokens.check_context(model, tokenizer, OBJECTIVES[name].texts_read(options, pairs), what, fix)
+                made = [text.tokens for text in OBJECTIVES[name].texts_read(options, pairs)]
+                tokens.check_context(model, tokenizer, torch.cat(made).tolist() if made else [], what, fix)
 
 
-def _lengths_of_pairs(rows: datasets.Dataset) -> dict[str, Tensor]:
+def lengths_of_pairs(rows: datasets.Dataset) -> dict[str, Tensor]:
     """Tokens of the rows that have English: (P,) each."""
     table = rows.data.filter(pc.is_valid(rows.data.column("english_prompt_ids")))
     found = {
         "prompt": table.column("prompt_length"),
+        "english_prompt": pc.list_value_length(table.column("english_prompt_ids")),
         "english_question": pc.subtract(table.column("english_question_end"), table.column("english_question_start")),
         "english_answer": pc.list_value_length(table.column("english_answer_ids")),
     }
     return {name: torch.tensor(column.to_pylist(), dtype=torch.long) for name, column in found.items()}
 
 
-def _tokenised(config: RunConfig, split: str, source: Any, tokenizer: Any) -> tuple[datasets.Dataset, Report, str]:
+def tokenised(config: RunConfig, split: str, source: Any, tokenizer: Any) -> tuple[datasets.Dataset, Report, str]:
     """The rows, what was kept, and the prompts' style."""
     data = config.data
     reads = (OBJECTIVES[name].needs_english_answer(options) for name, options in config.by_name.items())

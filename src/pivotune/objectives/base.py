@@ -74,6 +74,21 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class TextRead:
+    """A text of each pair, made of its parts, that runs through some layers, where the frozen head reads some tokens.
+
+    Attributes:
+        tokens: of each pair's text, (P,).
+        read: how many of them are read, (P,).
+        layer: up to which it runs; "auto" while that is open.
+    """
+
+    tokens: Tensor
+    read: Tensor
+    layer: int | str
+
+
+@dataclass(frozen=True)
 class BeforeTraining:
     """What an objective may look at when it settles options that are left to it, such as a layer that is `auto`.
 
@@ -212,8 +227,8 @@ class Objective(nn.Module):
         return None
 
     @classmethod
-    def texts_read(cls, options: Any, lengths: Mapping[str, Tensor]) -> list[int]:
-        """Tokens of each further text that it sends through the model, beside prompts with their answers.
+    def texts_read(cls, options: Any, lengths: Mapping[str, Tensor]) -> list[TextRead]:
+        """Further texts that it sends through the model with a gradient, beside prompts with their answers.
 
         Args:
             lengths: of each pair, in tokens: `prompt`, `english_question` and `english_answer`.

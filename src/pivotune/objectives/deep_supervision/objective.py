@@ -44,6 +44,7 @@ from pivotune.objectives.base import (
     Pass,
     Scale,
     Settled,
+    TextRead,
     Wants,
     unobtrusive,
 )
@@ -189,12 +190,18 @@ class DeepSupervision(Objective):
         return "deep_supervision.english_thinking: logits" if options.english_thinking == "logits" else None
 
     @classmethod
-    def texts_read(cls, options: DeepSupervisionConfig, lengths: Mapping[str, Tensor]) -> list[int]:
+    def texts_read(cls, options: DeepSupervisionConfig, lengths: Mapping[str, Tensor]) -> list[TextRead]:
         if options.reading != "teacher_forced":
             return []
-        signals = {"english_question": options.language_conversion, "english_answer": options.english_thinking}
-        read = [lengths["prompt"] + lengths[side] for side, signal in signals.items() if signal == "logits"]
-        return torch.cat(read).tolist() if read else []
+        sides = {
+            "english_question": (options.language_conversion, options.conversion_layer),
+            "english_answer": (options.english_thinking, options.thinking_layer),
+        }
+        return [
+            TextRead(lengths["prompt"] + lengths[side], lengths[side], layer)
+            for side, (signal, layer) in sides.items()
+            if signal == "logits"
+        ]
 
     @classmethod
     def remarks(cls, options: DeepSupervisionConfig) -> list[str]:
