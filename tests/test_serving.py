@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from pivotune import load
 from pivotune.checkpoint import CUSTOM_GENERATE, load_run
 from pivotune.errors import PivotuneError
 from pivotune.export import export
+from pivotune.generation import generate_texts
 from pivotune.training import train
 from tests.runs import WORDS, configuration, rows, write_base, write_rows
 
@@ -96,7 +99,6 @@ def test_trained_on_from_a_connected_run(run: Path, data: Path, tmp_path: Path) 
 @pytest.mark.slow
 def test_over_http(run: Path, tmp_path: Path) -> None:
     """`transformers serve`, asked as any client of OpenAI's API asks, whole and streamed."""
-    openai = pytest.importorskip("openai")
     pytest.importorskip("fastapi")
     model, tokenizer = load(run)
 
@@ -108,30 +110,69 @@ def test_over_http(run: Path, tmp_path: Path) -> None:
     prompts = ("".join(WORDS[: 1 + number]) for number in range(len(WORDS)))
     prompt = next(one for one in prompts if answer(one, "matrix") != answer(one, "none"))
     want = answer(prompt, "matrix")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(run), "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--trust-remote-code", "--device", "cpu"]
-    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    with open(tmp_path / "log", "w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-        wait_for(client, server, tmp_path / "log")
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(run), "--trust-remote-code"]
+    with served([*command, "--device", "cpu"], tmp_path) as client:
         asked = {"model": str(run), "prompt": prompt, "max_tokens": 6, "temperature": 0.0}
         whole = client.completions.create(**asked).choices[0].text
         streamed = "".join(part.choices[0].text for part in client.completions.create(**asked, stream=True))
-    finally:
-        server.terminate()
-        server.wait(30)
     assert whole == want
     assert streamed and want.startswith(streamed)  # half a character at the end is not streamed
 
 
+VLLM = os.environ.get("PIVOTUNE_VLLM", "")
+"""Python of an environment that has vLLM, which wants another release of transformers than this one."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not VLLM, reason="PIVOTUNE_VLLM names no Python that has vLLM")
+@pytest.mark.parametrize("kind", ["sft", "deep_supervision", "exported"])
+def test_plain_vllm_serves_what_needs_no_connection(kind: str, tmp_path: Path) -> None:
+    """Token for token what `pivotune generate` answers without a connection, several questions at once."""
+    made = write_base(tmp_path / "base", hidden_size=64, intermediate_size=96)
+    data = write_rows(tmp_path / "train.jsonl", rows(32, english=1.0))
+    method = "cc_tuning" if kind == "exported" else kind
+    rank = 4 if kind == "exported" else 0
+    run = train(configuration(made, data, tmp_path / "run", method, lora=rank, learning_rate=0.02))
+    folder = export(str(run), output=str(tmp_path / "exported")) if kind == "exported" else run
+    model, tokenizer = load(folder)
+    prompts = ["".join(WORDS[: 1 + number]) for number in range(6)]
+    want = generate_texts(model, tokenizer, prompts, style="plain", connection="none", max_new_tokens=6)
+    command = [VLLM, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", "float32"]
+    with served([*command, "--enforce-eager", "--max-model-len", "64"], tmp_path) as client:
+        asked = {"model": str(folder), "prompt": prompts, "max_tokens": 6, "temperature": 0.0}
+        found = client.completions.create(**asked, extra_body={"return_token_ids": True}).choices
+    ids = [one.token_ids for one in sorted(found, key=lambda one: one.index)]  # texts lack half a character at the end
+    assert [tokenizer.decode(one, skip_special_tokens=True).strip() for one in ids] == want
+
+
+@contextmanager
+def served(command: list[str], folder: Path) -> Iterator[Any]:
+    """A client of the server that this command starts on loopback."""
+    openai = pytest.importorskip("openai")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment |= {"VLLM_NO_USAGE_STATS": "1"}
+    with open(folder / "log", "w") as log:
+        server = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+        wait_for(client, server, folder / "log")
+        yield client
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
 def wait_for(client: Any, server: subprocess.Popen[bytes], log: Path) -> None:
     """Until the server answers."""
-    for _ in range(400):
+    for _ in range(1200):
         assert server.poll() is None, log.read_text()
         try:
             client.get("/../health", cast_to=object)
