@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -124,9 +124,17 @@ def gaps(rows: Sequence[Row], what: str) -> dict[str, Gap]:
     if plain is None:
         return {}
     others = [row for row in rows if row.setting not in ("base", "tft")]
-    found = [uncertainty.difference(row.answers(what), plain.answers(what)) for row in others]
-    tests = [uncertainty.paired_test(row.answers(what), plain.answers(what)).p for row in others]
+    both = [(row.answers(what), _of_the_same_seeds(plain, row).answers(what)) for row in others]
+    found = [uncertainty.difference(*pair) for pair in both]
+    tests = [uncertainty.paired_test(*pair).p for pair in both]
     return {row.label: Gap(one, p) for row, one, p in zip(others, found, uncertainty.holm(tests), strict=True)}
+
+
+def _of_the_same_seeds(plain: Row, row: Row) -> Row:
+    """TFT with the seeds of the row, where it has all of them: the same examples in the same order."""
+    by_seed = {cell["seed"]: cell for cell in plain.cells}
+    seeds = [cell["seed"] for cell in row.cells]
+    return replace(plain, cells=[by_seed[seed] for seed in seeds]) if set(seeds) <= set(by_seed) else plain
 
 
 def text(rows: Sequence[Row], model: str, language: str, pairs: int) -> str:
@@ -156,8 +164,8 @@ def text(rows: Sequence[Row], model: str, language: str, pairs: int) -> str:
             f"### {title}",
             f"Nats per token of the answers to {rows[0].answers('test').shape[1]} held-out questions, of their first "
             f"tokens, and of {rows[0].answers('english').shape[1]} English answers. Differences with their 95 % "
-            "intervals over items and seeds; * p < 0.05, corrected by Holm over the rows: with one seed it speaks of "
-            "these models.",
+            "intervals over items and seeds, against TFT of the same seeds; * p < 0.05, corrected by Holm over the "
+            "rows: with one seed it speaks of these models.",
             table(heads, body, markdown=True),
             f"How they were trained ({title}). Learning rate: the best on development pairs of those tried. MEXA, last "
             "token: at its highest layer. Gradient norm and loss: medians of the last half of the steps.",

@@ -74,6 +74,9 @@ def test_scores_are_per_token() -> None:
 
 
 def test_the_best_rate_on_development_pairs_is_taken() -> None:
+    one_seed = [cell("tft", seed=seed) for seed in range(3)] + [cell("contrast", extra=-0.1, seed=1)]
+    (gap,) = tables.gaps(tables.rows_of(one_seed), "test").values()  # against TFT of that seed
+    assert gap.interval.mean == pytest.approx(-0.1, abs=0.02)
     cells = [cell("tft", 0.2, seed=0, rate=1e-4), cell("tft", 0.0, seed=0, rate=5e-5)]
     cells += [cell("tft", seed=seed, rate=5e-5) for seed in (1, 2)]
     (row,) = tables.rows_of(cells)
