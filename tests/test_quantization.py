@@ -29,8 +29,7 @@ pytest.importorskip("bitsandbytes", reason="needs the extra pivotune[quantizatio
 KINDS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "nf4": ("nf4", {}),
     "int8": ("int8", {}),
-    "dora": (None, {"use_dora": True}),
-    "rslora": (None, {"use_rslora": True}),
+    "dora": (None, {"use_dora": True, "use_rslora": True}),
     "modules_to_save": (None, {"modules_to_save": ["norm", "lm_head"]}),
     "nf4_dora": ("nf4", {"use_dora": True, "use_rslora": True, "modules_to_save": ["norm"]}),
 }

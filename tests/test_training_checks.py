@@ -222,7 +222,7 @@ def test_automatic_layers_pass_the_check(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     auto = DeepSupervisionConfig(conversion_layer="auto", thinking_layer="auto")
     run = configuration(base, tmp_path / "data", tmp_path / "run", "deep_supervision", deep_supervision=auto)
-    training._check_model(run)
+    training.check_model(run)
 
 
 def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,11 +196,11 @@ def passes_of(
         found.append(TextPass("English prompts", pairs["english_prompt"], depth, wants.gradient))
     for options in config.objectives:
         name = objective_of(options).name
-        suggested = iter(paper_layers(L))
-        for text in OBJECTIVES[name].texts_read(options, pairs):
-            layer, otherwise = text.layer, next(suggested)
+        texts = OBJECTIVES[name].texts_read(options, pairs)
+        for text, suggested in zip(texts, paper_layers(L)[2 - len(texts) :], strict=True):
+            layer = text.layer
             if not isinstance(layer, int):
-                layer = otherwise
+                layer = suggested
                 remarks.append(f"{name}: a layer is auto and chosen before training; taken here is {layer} of {L}.")
             found.append(TextPass(f"texts of {name} up to layer {layer}", text.tokens, layer, True, text.read))
     return found, remarks

@@ -80,6 +80,7 @@ def test_an_interruption_ends_with_one_line(tmp_path: Path) -> None:
         text=True,
         env=environment,
         start_new_session=True,  # a group of its own, as a terminal makes
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell in the background ignores
     ) as process:
         assert process.stdout is not None
         while "at a time" not in process.stdout.readline():
