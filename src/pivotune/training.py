@@ -321,7 +321,7 @@ def check_model(config: RunConfig) -> nn.Module:
             )
         )
     if quantised is not None:
-        quantization.check_sharding(f"model.path: {options.path} is quantised, and", config.training)
+        quantization.check_sharding(f"model.path: {options.path}", config.training)
     if options.quantization is not None:
         quantization.check_modules(skeleton, config.lora.modules_to_save or [], options.quantization)
     if config.lora.r:
