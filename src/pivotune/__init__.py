@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 
 # Where it is installed, PEFT imports it; on some CPUs it then complains of a kernel that is not there.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# In 8 bits every product of every layer says that its inputs are rounded to float16; it has nothing else to say.
+logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 _HOME = {
     "PivotuneError": "pivotune.errors",

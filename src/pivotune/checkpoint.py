@@ -433,8 +433,8 @@ def load_run(
         device: where to put the model; a GPU if there is one.
         attn_implementation: as in transformers.
         chat_template_kwargs: arguments of the chat template; those that a run was trained with are in its own.
-        dequantise: open a base that was quantised for the training with ordinary weights of the same values; otherwise
-            it is quantised again.
+        dequantise: open a quantised base under an adapter with ordinary weights of the same values; otherwise it is
+            quantised as in the training.
 
     The model's generate() stops at every token that ends an answer (`pivotune.tokens.end_ids`).
 
@@ -448,20 +448,26 @@ def load_run(
     tensors: dict[str, Tensor] = {}
     tokenizer = open_tokenizer(path)
     if not info:
-        model = open_model(path, dtype=dtype, **options)
+        model = open_model(path, device=torch.device(device), dtype=dtype, **options)
     elif info.get("adapter"):
-        options["dtype"] = info["dtype"] if dtype == "auto" else dtype
+        wanted = info["dtype"] if dtype == "auto" else dtype
         _check_base(path, info)
         kind = quantization.of_record(info)
-        if kind is not None:
-            options |= quantization.load_options(kind, options["dtype"], torch.device(device))
+        if kind is None:
+            options["dtype"] = wanted
+        else:  # read as for the training: in another type its quantised values would be others
+            options |= quantization.load_options(kind, info["dtype"], torch.device(device))
         try:
-            base = open_model(info["base_model"], info.get("revision"), **options)
-            base = quantization.dequantised(base) if kind is not None and dequantise else base
+            base = open_model(info["base_model"], info.get("revision"), torch.device(device), **options)
+            if dequantise and quantization.is_quantised(base):
+                base = quantization.dequantised(base, wanted)
+            elif kind is not None:
+                base = quantization.in_dtype(base, wanted)
         except PivotuneError as error:
             raise PivotuneError(f"{path}: the base model that its {INFO} names (base_model): {error}") from error
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # a name that peft uses
             try:
                 model = PeftModel.from_pretrained(base, str(path))
             except Exception as error:  # whatever a damaged file makes of it
@@ -785,19 +791,24 @@ def open_skeleton(path: str | Path, revision: str | None = None, **options: Any)
 
 
 @_without_the_mark()
-def open_model(path: str | Path, revision: str | None = None, **options: Any) -> Any:
+def open_model(
+    path: str | Path, revision: str | None = None, device: torch.device | None = None, **options: Any
+) -> Any:
     """`AutoModelForCausalLM.from_pretrained`, for GGUF files too, and with errors of one line.
 
     Args:
         path: a folder, a GGUF file or a name on the hub.
         revision: on the hub.
+        device: where to put a model that is stored quantised, because it cannot be moved; others stay on the CPU.
         options: of `from_pretrained`: dtype, attn_implementation.
 
     Raises:
         PivotuneError: as `open_config`; or the weights are damaged, missing or of another model.
     """
-    open_config(path, revision)
+    config = open_config(path, revision)
     where = _source(path)
+    if device is not None and getattr(config, "quantization_config", None) is not None:
+        options["device_map"] = {"": device}
     if "gguf_file" in where and (unpacked := getattr(transformers, "GgufConfig", None)):
         options["quantization_config"] = unpacked(dequantize=True)  # blocks can be read, but not trained
     options |= {"revision": revision or "main", "trust_remote_code": False}
@@ -811,10 +822,11 @@ def open_model(path: str | Path, revision: str | None = None, **options: Any) ->
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise PivotuneError(f"{path}: {len(missing)} of its weights are missing ({shown}). Is the download complete?")
     if model.config.model_type in TEXT_PARTS:
-        model = text_part(model)
+        whole, model = model, text_part(model)
+        quantization.carry_over(whole, model)
     if "gguf_file" in where:
         quantization.forget(model)
-    quantization.leave_as_it_is(model)
+    quantization.settle(model)
     return model
 
 

@@ -24,6 +24,7 @@ from pivotune.checkpoint import (
     connection_modes,
     load_run,
     mark_complete,
+    open_config,
     read_info,
     repair_generation,
     write_own,
@@ -79,6 +80,10 @@ def export(
         raise PivotuneError(f"connection: {run} was not trained with a connection. Leave the option out.")
     hub = None if push is None else _hub(push)
 
+    # What was read from packed files has no such form to go back to.
+    packed = info.get("adapter") and hasattr(
+        open_config(info["base_model"], info.get("revision")), "quantization_config"
+    )
     opened = load_run(run, dtype=torch.float32 if info.get("adapter") else "auto", device="cpu", dequantise=True)
     model: Any = opened.model
     if isinstance(model, PeftModel):
@@ -91,7 +96,7 @@ def export(
         tokens.settle(model)
         repair_generation(model.generation_config, run)
         try:
-            model.save_pretrained(temporary, max_shard_size=max_shard_size)
+            model.save_pretrained(temporary, max_shard_size=max_shard_size, save_original_format=not packed)
         except ValueError as error:
             raise PivotuneError(f"max_shard_size: got {max_shard_size!r}; give a size such as 5GB.") from error
         opened.tokenizer.save_pretrained(temporary)

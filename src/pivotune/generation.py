@@ -57,6 +57,7 @@ def load(
     dtype: torch.dtype | str = "auto",
     device: torch.device | str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
+    dequantise: bool = False,
 ) -> tuple[Any, Any]:
     """The model of a run (or any causal LM folder or hub name) and its tokenizer, ready to generate.
 
@@ -67,12 +68,14 @@ def load(
         dtype: of the weights; "auto" keeps the saved one.
         device: where to put the model; a GPU if there is one by default.
         chat_template_kwargs: arguments of the chat template; those that a run was trained with are in its own.
+        dequantise: give a base that was quantised for the training ordinary weights of the same values: more memory,
+            and mostly faster. By default it is quantised again.
 
     Raises:
         PivotuneError: no such run, a half-written one, or a connection that it does not have.
     """
     mode = connection_mode(path, read_info(path), connection)
-    run = load_run(path, dtype=dtype, device=device, chat_template_kwargs=chat_template_kwargs)
+    run = load_run(path, dtype=dtype, device=device, chat_template_kwargs=chat_template_kwargs, dequantise=dequantise)
     made = run.connection()
     if made is not None:
         connect(run.model, made, mode)

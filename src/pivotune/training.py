@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import datasets
 import pyarrow.compute as pc
@@ -22,7 +22,7 @@ from transformers import IntervalStrategy, TrainingArguments, set_seed
 
 from pivotune import checkpoint, finite, proportions, quantization, resume, tokens
 from pivotune.anatomy import Anatomy
-from pivotune.config import LoraOptions, RunConfig, evaluates
+from pivotune.config import Dtype, LoraOptions, RunConfig, evaluates
 from pivotune.data import (
     Batch,
     ParallelCollator,
@@ -233,7 +233,7 @@ def _plan(config: RunConfig, args: TrainingArguments, begun: Path | None) -> Pla
     info |= {
         "adapter": config.lora.r > 0,
         "prompt_style": style,
-        **({"dtype": config.model.dtype} if config.model.quantization and config.model.dtype != "auto" else {}),
+        **({} if config.model.quantization is None else {"dtype": _dtype_read(config)}),
         "rows": dict(report.rows),
         "pairs": dict(report.pairs),
     }
@@ -320,6 +320,10 @@ def check_model(config: RunConfig) -> nn.Module:
                 "they were made from."
             )
         )
+    if quantised is not None:
+        quantization.check_sharding(f"model.path: {options.path}", config.training)
+    if options.quantization is not None:
+        quantization.check_modules(skeleton, config.lora.modules_to_save or [], options.quantization)
     if config.lora.r:
         skeleton = with_adapters(skeleton, config.lora)
     Anatomy(skeleton)  # refuses an architecture that is not known
@@ -333,9 +337,10 @@ def check_model(config: RunConfig) -> nn.Module:
 def _load_model(config: RunConfig) -> nn.Module:
     options: dict[str, Any] = {"dtype": config.model.dtype}
     if config.model.quantization is not None:
-        options = quantization.load_options(config.model.quantization, config.model.dtype, config.training.device)
+        options = quantization.load_options(config.model.quantization, _dtype_read(config), config.training.device)
     options["attn_implementation"] = config.model.attn_implementation
-    model = checkpoint.open_model(_resolved(config.model.path), config.model.revision, **options)
+    path, device = _resolved(config.model.path), config.training.device
+    model = checkpoint.open_model(path, config.model.revision, device, **options)
     if config.model.quantization is not None:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if idle := checkpoint.repair_generation(model.generation_config, config.model.path):
@@ -346,6 +351,14 @@ def _load_model(config: RunConfig) -> nn.Module:
         )
     finite.check_finite(f"model.path: {config.model.path}", model.named_parameters())
     return with_adapters(model, config.lora) if config.lora.r else model
+
+
+def _dtype_read(config: RunConfig) -> str:
+    """The type that the weights are read in before they are quantised; the stored one where model.dtype is auto."""
+    if config.model.dtype != "auto":
+        return config.model.dtype
+    stored = str(checkpoint.open_config(config.model.path, config.model.revision).dtype).removeprefix("torch.")
+    return stored if stored in get_args(Dtype) else "float32"
 
 
 def with_adapters(model: Any, options: LoraOptions) -> nn.Module:
@@ -372,6 +385,7 @@ def with_adapters(model: Any, options: LoraOptions) -> nn.Module:
             if not any(f".{layer}".endswith(f".{name}") and dim in dims for layer, dim in layers.items()):
                 found = ", ".join(sorted({layer.split(".")[-1] for layer, dim in layers.items() if dim in dims}))
                 raise PivotuneError(f"lora.{option}: no layer is named {name!r}; the model has {found}.")
+    quantization.check_modules(model, options.modules_to_save or [])
     try:
         with warnings.catch_warnings():  # of transformers about a name that peft uses
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
