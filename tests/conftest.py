@@ -45,3 +45,19 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"needs the public data sets in {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with its tokenizer; modules that need another one define their own."""
+    from tests.runs import write_base
+
+    return write_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen rows to train on; the same."""
+    from tests.runs import rows, write_rows
+
+    return write_rows(tmp_path_factory.mktemp("data") / "train.jsonl", rows(16))

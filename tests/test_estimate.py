@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,13 @@ def test_memory_by_kind_of_run(base: Path, data: Path, tmp_path: Path) -> None:
     assert plain["optimizer"] == 2 * plain["weights"] and memory(optim="sgd")["optimizer"] == 0
     assert memory(lora=4, optim="adamw_torch")["optimizer"] < plain["optimizer"] / 2
     assert memory(optim="adamw_torch", ranks=2)["gradients"] >= plain["weights"]  # the buckets of DDP
+    half = tmp_path / "half"
+    weights = shutil.ignore_patterns("config.json", "*.safetensors")
+    shutil.copytree(base, half, ignore=weights)
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(half)
+    stored = configuration(half, data, tmp_path / "run")
+    sizes = [dry_run(replace(stored, model=replace(stored.model, dtype=one))).memory for one in ("auto", "bfloat16")]
+    assert sizes[0] == sizes[1]
     short = dict(per_device_train_batch_size=8)
     both = [sum(memory(gradient_checkpointing=on, lora=4, **short).values()) for on in (True, False)]
     assert both[0] < both[1]

@@ -33,16 +33,6 @@ SAVING: dict[str, Any] = dict(save_strategy="steps", save_steps=1, max_steps=3, 
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("data") / "train.jsonl", rows(16))
-
-
-@pytest.fixture(scope="module")
 def whole(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(configuration(base, data, tmp_path_factory.mktemp("whole") / "run", "both", lora=4, **SAVING))
 

@@ -42,17 +42,6 @@ from tests.runs import (
     write_rows,
 )
 
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("data") / "train.jsonl", rows(16))
-
-
 # Resuming ------------------------------------------------------------------------------------------------------------
 
 

@@ -24,19 +24,9 @@ from pivotune.errors import PivotuneError
 from pivotune.method import Method
 from pivotune.trainer import PivotuneTrainer
 from pivotune.training import train
-from tests.runs import configuration, options, rows, same, write_base, write_rows
+from tests.runs import configuration, options, same
 
 SAVING: dict[str, Any] = dict(save_strategy="steps", save_steps=1)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("data") / "train.jsonl", rows(16))
 
 
 @pytest.fixture(scope="module")

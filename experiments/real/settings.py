@@ -62,6 +62,9 @@ def _late_logits(model: str) -> list[Any]:
     return _thinking(model, LATE[model], 0.1, english_thinking="logits")
 
 
+_AUTO_WEIGHTS: dict[str, Any] = {"conversion_weight": "auto", "thinking_weight": "auto", "gradient_share": 0.1}
+
+
 def _logits_in_scale(model: str) -> list[Any]:
     """The strict signal read by a tuned lens, at layers that it can read, its gradient a tenth of the ordinary one."""
     return [DeepSupervisionConfig(reader="tuned_lens", **_AUTO_WEIGHTS)]
@@ -73,9 +76,6 @@ def _feature_in_scale(model: str) -> list[Any]:
     feature: dict[str, Any] = {"language_conversion": "feature", "english_thinking": "feature"}
     how: dict[str, Any] = {"feature_loss": "centred_cosine", "pooling": "last_token"}
     return [DeepSupervisionConfig(**layers, **feature, **how, **_AUTO_WEIGHTS)]
-
-
-_AUTO_WEIGHTS: dict[str, Any] = {"conversion_weight": "auto", "thinking_weight": "auto", "gradient_share": 0.1}
 
 
 def _in_scale(model: str) -> list[Any]:

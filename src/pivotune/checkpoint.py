@@ -59,6 +59,7 @@ from pivotune.method import Method
 from pivotune.objectives import OBJECTIVES, Connection
 from pivotune.options import similar
 from pivotune.provenance import base_digest, versions
+from pivotune.quantization import Quantization
 
 logger = logging.getLogger(__name__)
 
@@ -452,7 +453,7 @@ def load_run(
     elif info.get("adapter"):
         wanted = info["dtype"] if dtype == "auto" else dtype
         _check_base(path, info)
-        kind = quantization.of_record(info)
+        kind: Quantization | None = info.get("quantization")
         if kind is None:
             options["dtype"] = wanted
         else:  # read as for the training: in another type its quantised values would be others

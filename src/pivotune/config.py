@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import IntervalStrategy, TrainingArguments
 
+from pivotune import quantization
 from pivotune.data.examples import check_columns
 from pivotune.data.languages import read_languages
 from pivotune.errors import PivotuneError, check_number
@@ -288,6 +289,7 @@ class RunConfig:
         check_values(self.training)
         check_libraries(self.training)
         check_that_it_trains(self)
+        quantization.check(self)
 
 
 def check_that_it_trains(config: RunConfig) -> None:

@@ -27,17 +27,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import TrainingArguments
 
-from pivotune import checkpoint, quantization
 from pivotune.anatomy import Anatomy
 from pivotune.config import RunConfig
-from pivotune.data.prompts import fix_template_kwargs
 from pivotune.files import size
 from pivotune.lens.rule import paper_layers
 from pivotune.losses import LOGITS_PER_CHUNK
 from pivotune.objectives import OBJECTIVES, objective_of
 from pivotune.objectives.base import Objective, Wants
-from pivotune.trainer import check_batches
-from pivotune.training import arguments_of, check_model, check_pairs, lengths_of_pairs, tokenised
+from pivotune.training import arguments_of, check_model, dtype_read, lengths_of_pairs, training_rows
 
 SHOWN = 3
 """Rows."""
@@ -128,14 +125,9 @@ def dry_run(config: RunConfig, ranks: int | None = None) -> Estimate:
         PivotuneError: what `train` would raise before it loads the weights.
     """
     config.check()
-    quantization.check(config)
     model = check_model(config)
     args = arguments_of(config)
-    tokenizer = checkpoint.open_tokenizer(config.model.path, config.model.revision)
-    fix_template_kwargs(tokenizer, config.data.chat_template_kwargs, "data.chat_template_kwargs")
-    rows, report, _ = tokenised(config, "train", config.data.train, tokenizer)
-    check_pairs(config, report)
-    check_batches(rows, args)
+    tokenizer, rows, _, _ = training_rows(config, args)
     found = estimate(config, model, rows, args, args.world_size if ranks is None else ranks)
     print(found)
     print(*(shown(row, tokenizer) for row in rows.select(range(min(SHOWN, len(rows))))), sep="\n\n", flush=True)
@@ -155,7 +147,7 @@ def estimate(config: RunConfig, model: nn.Module, rows: Any, args: TrainingArgum
     anatomy = Anatomy(model)
     lengths = passes[0].tokens
     batch, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    own = [value for part in parts for value in part.parameters() if not _belongs(value, model)]
+    own = [value for part in parts for value in part.parameters()]
     parameters = {"model": _sizes(model.parameters()), "objectives": _sizes(own)}
     of_layer, attention = _layer_costs(anatomy)
     ordinary = _flops(passes[0], anatomy, of_layer, attention)
@@ -206,10 +198,6 @@ def passes_of(
     return found, remarks
 
 
-def _belongs(value: Tensor, model: nn.Module) -> bool:
-    return any(value is one for one in model.parameters())
-
-
 def _sizes(parameters: Any) -> tuple[int, int]:
     all_ = trained = 0
     for one in parameters:
@@ -224,11 +212,9 @@ def _sizes(parameters: Any) -> tuple[int, int]:
 def _layer_costs(anatomy: Anatomy) -> tuple[tuple[float, float], int]:
     """Weights of a layer that multiply each token, all and those that train, on the average; and the width of the
     attention's products."""
-    per_layer = [sum(one.numel() for one in layer.parameters() if one.dim() == 2) for layer in anatomy.layers]
-    trained = [
-        sum(one.numel() for one in layer.parameters() if one.dim() == 2 and one.requires_grad)
-        for layer in anatomy.layers
-    ]
+    per_layer, trained = zip(
+        *(_sizes(one for one in layer.parameters() if one.dim() == 2) for layer in anatomy.layers), strict=True
+    )
     config = anatomy.lm.config
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
@@ -238,8 +224,9 @@ def _layer_costs(anatomy: Anatomy) -> tuple[tuple[float, float], int]:
 def _flops(one: TextPass, anatomy: Anatomy, of_layer: tuple[float, float], width: int) -> float:
     tokens = one.tokens.double()
     weights, trained = of_layer
-    forward = 2 * weights * tokens.sum() + 4 * width * (tokens**2 / 2).sum()
-    backward = forward + 2 * trained * tokens.sum() + 4 * width * (tokens**2 / 2).sum() if one.trained else 0.0
+    attention = 4 * width * (tokens**2 / 2).sum()
+    forward = 2 * weights * tokens.sum() + attention
+    backward = forward + 2 * trained * tokens.sum() + attention if one.trained else 0.0
     total = one.layers * (forward + backward)
     if one.read is not None:
         head = 2 * anatomy.vocab_size * anatomy.hidden_size * one.read.double().sum()
@@ -270,7 +257,7 @@ def _memory(
 ) -> tuple[dict[str, int], list[str]]:
     """Bytes of a process, by part, in the peak of a step but the first; and what was assumed."""
     remarks = [f"The peak is that of a batch as long as the longest text, {int(passes[0].tokens.max())} tokens."]
-    stored = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": _bytes_of(model)}[config.model.dtype]
+    stored = getattr(torch, dtype_read(config)).itemsize
     packed = {"nf4": 0.5 * 1.06, "int8": 1.0}.get(str(config.model.quantization))
     adapters = isinstance(model, PeftModel)
     weights = trained = 0.0
@@ -306,11 +293,6 @@ def _memory(
     return {part: round(count) for part, count in parts.items()}, remarks
 
 
-def _bytes_of(model: nn.Module) -> int:
-    dtype = getattr(model.config, "dtype", None) or torch.float32
-    return torch.empty((), dtype=dtype).element_size()
-
-
 def _activations(
     config: RunConfig, model: nn.Module, passes: Sequence[TextPass], args: TrainingArguments
 ) -> tuple[float, float, float]:
@@ -319,15 +301,15 @@ def _activations(
     batch, L = args.per_device_train_batch_size, anatomy.num_layers
     checkpointing = bool(args.gradient_checkpointing or getattr(args, "activation_checkpointing", False))
     kept, of_layer, head = 0.0, 0.0, 0.0
-    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-    cast = copy.deepcopy(model).to(dtypes.get(config.model.dtype, torch.float32))
+    dtype = getattr(torch, dtype_read(config))
+    cast = copy.deepcopy(model).to(dtype)
     for one in passes:
         if not one.trained:
             continue
         longest = int(one.tokens.max())
         whole = float(kept_by_a_pass(cast, batch, longest, bool(args.bf16)))
         layer = whole / L
-        states = batch * longest * anatomy.hidden_size * (2 if args.bf16 or config.model.dtype == "bfloat16" else 4)
+        states = batch * longest * anatomy.hidden_size * (2 if args.bf16 else dtype.itemsize)
         kept += (states if checkpointing else layer) * one.layers
         of_layer = max(of_layer, layer)
         if one.read is not None:

@@ -93,7 +93,7 @@ def measure(method: Method, output: MethodOutput, *, gradients: bool) -> list[Pr
             if not weight or not items:
                 continue
             share = None
-            parameters = [one for one in method.anatomy.layer(layer).parameters() if one.requires_grad]
+            parameters = _trained(method, layer)
             if gradients and parameters:
                 if layer not in ordinary:
                     ordinary[layer] = _norm(output["terms"]["lm"], parameters)
@@ -142,10 +142,7 @@ def weigh(method: Method, batches: Iterable[Batch]) -> dict[str, Weighed]:
     shares = {name: share for part in method.parts for name, share in part.open_weights().items()}
     scales = {name: scale for part in method.parts for name, scale in part.scales().items()}
     layers = {name: scales[name].layer for name in shares}
-    inside = {
-        layer: [one for one in method.anatomy.layer(layer).parameters() if one.requires_grad]
-        for layer in layers.values()
-    }
+    inside = {layer: _trained(method, layer) for layer in layers.values()}
     sums: dict[tuple[str, int], list[Tensor | None]] = {}  # (term, layer) -> gradient of the sum, by parameter
     counts: Counter[str] = Counter()
     with evaluating(method, gradient=True):
@@ -163,6 +160,11 @@ def weigh(method: Method, batches: Iterable[Batch]) -> dict[str, Weighed]:
         if own := {name: found[name].weight for name in part.open_weights()}:
             part.set_weights(own)
     return found
+
+
+def _trained(method: Method, layer: int) -> list[Tensor]:
+    """What trains of a layer."""
+    return [one for one in method.anatomy.layer(layer).parameters() if one.requires_grad]
 
 
 def _add(total: list[Tensor | None], term: Term, parameters: Sequence[Tensor]) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -98,11 +98,6 @@ def load_options(kind: Quantization, dtype: torch.dtype | str, device: torch.dev
     four = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=computed)
     made = BitsAndBytesConfig(load_in_4bit=True, **four) if kind == "nf4" else BitsAndBytesConfig(load_in_8bit=True)
     return {"quantization_config": made, "dtype": computed, "device_map": {"": device}}
-
-
-def of_record(info: Mapping[str, Any]) -> Quantization | None:
-    """How the base of this run was quantised, as `pivotune.json` says."""
-    return info.get("quantization")
 
 
 def is_quantised(model: nn.Module) -> bool:

@@ -73,17 +73,23 @@ class Injection:
         if self.factor is not None:
             added_BTD = added_BTD * self.factor.to(added_BTD.dtype)
         added_BTD = added_BTD.to(hidden_BTD.dtype)
-        self._measure(added_BTD.detach(), hidden_BTD.detach(), here_BT)
+        self._measure(added_BTD.detach(), hidden_BTD.detach())
         if self.replace:
             return torch.where(here_BT[..., None], added_BTD, hidden_BTD)
         return hidden_BTD + here_BT[..., None] * added_BTD
 
-    def _measure(self, added_BTD: Tensor, hidden_BTD: Tensor, here_BT: Tensor) -> None:
-        added_BT, there_BT = (
-            torch.linalg.vector_norm(one.to(at_least_float32(one.dtype)), dim=-1) for one in (added_BTD, hidden_BTD)
+    def _measure(self, added_BTD: Tensor, hidden_BTD: Tensor) -> None:
+        """At the positions alone: this runs in every pass."""
+        rows, length, _ = hidden_BTD.shape
+        at_BK = self.positions_BK.expand(rows, -1)
+        inside_BK = (at_BK >= 0) & (at_BK < length)
+        row_B1, at_BK = torch.arange(rows, device=at_BK.device)[:, None], at_BK.clamp(0, length - 1)
+        added_BK, there_BK = (
+            torch.linalg.vector_norm(one[row_B1, at_BK].to(at_least_float32(one.dtype)), dim=-1)
+            for one in (added_BTD.expand_as(hidden_BTD), hidden_BTD)
         )
-        ratio_BT = torch.where(here_BT, added_BT / there_BT, 0.0)
-        self.ratio_B = ratio_BT.sum(dim=1) / here_BT.sum(dim=1).clamp(min=1)
+        ratio_BK = torch.where(inside_BK, added_BK / there_BK, 0.0)
+        self.ratio_B = ratio_BK.sum(dim=1) / inside_BK.sum(dim=1).clamp(min=1)
 
 
 class Tap:

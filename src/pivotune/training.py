@@ -34,6 +34,7 @@ from pivotune.data import (
 )
 from pivotune.data.prompts import fix_template_kwargs
 from pivotune.data.replay import with_replay
+from pivotune.data.tokenize import paired
 from pivotune.distributed import on_first_process
 from pivotune.errors import PivotuneError, check_choice
 from pivotune.files import locked
@@ -63,7 +64,6 @@ def train(config: RunConfig) -> Path:
         PivotuneError: an option, a file or a model that does not work, with the reason and the fix.
     """
     config.check()
-    quantization.check(config)
     check_model(config)
     args = arguments_of(config)
     checkpoint.check_apart("output", config.output, config.model.path)
@@ -213,11 +213,7 @@ def _plan(config: RunConfig, args: TrainingArguments, begun: Path | None) -> Pla
     }
     if begun is not None:
         resume.compare(begun, record, {**info, **resume.options_record(config, args)})
-    tokenizer = checkpoint.open_tokenizer(config.model.path, config.model.revision)
-    fix_template_kwargs(tokenizer, config.data.chat_template_kwargs, "data.chat_template_kwargs")
-    rows, report, style = tokenised(config, "train", config.data.train, tokenizer)
-    check_pairs(config, report)
-    check_batches(rows, args)
+    tokenizer, rows, report, style = training_rows(config, args)
     info["rows_digest"] = resume.rows_digest(rows)
     if begun is not None:
         now = {**info, **resume.options_record(config, args)}
@@ -229,21 +225,31 @@ def _plan(config: RunConfig, args: TrainingArguments, begun: Path | None) -> Pla
         resume.check_state(begun)
     eval_rows = None
     if config.data.eval is not None and evaluates(args):
-        eval_rows, _, _ = tokenised(config, "eval", config.data.eval, tokenizer)
+        eval_rows, _, _ = _tokenised(config, "eval", config.data.eval, tokenizer)
     info |= {
         "adapter": config.lora.r > 0,
         "prompt_style": style,
-        **({} if config.model.quantization is None else {"dtype": _dtype_read(config)}),
+        **({} if config.model.quantization is None else {"dtype": dtype_read(config)}),
         "rows": dict(report.rows),
         "pairs": dict(report.pairs),
     }
     return Plan(config, args, tokenizer, rows, eval_rows, report, config.objectives, info, begun, record)
 
 
+def training_rows(config: RunConfig, args: TrainingArguments) -> tuple[Any, datasets.Dataset, Report, str]:
+    """The tokenizer, and the training set that it makes: rows, what was kept, and the prompts' style."""
+    tokenizer = checkpoint.open_tokenizer(config.model.path, config.model.revision)
+    fix_template_kwargs(tokenizer, config.data.chat_template_kwargs, "data.chat_template_kwargs")
+    rows, report, style = _tokenised(config, "train", config.data.train, tokenizer)
+    _check_pairs(config, report)
+    check_batches(rows, args)
+    return tokenizer, rows, report, style
+
+
 def _weighed(method: Method, plan: Plan) -> dict[str, proportions.Weighed]:
     """On the device that will train, in batches of the size that it will have."""
     args, rows = plan.args, plan.rows
-    pairs = [number for number, ids in enumerate(rows["english_prompt_ids"]) if ids]
+    pairs = paired(rows)
     drawn = random.Random(args.seed).sample(pairs, min(len(pairs), WEIGHED_PAIRS))
     collator, size = ParallelCollator.for_tokenizer(plan.tokenizer), args.per_device_train_batch_size
 
@@ -262,7 +268,7 @@ def _weighed(method: Method, plan: Plan) -> dict[str, proportions.Weighed]:
         ) from error
 
 
-def check_pairs(config: RunConfig, report: Report) -> None:
+def _check_pairs(config: RunConfig, report: Report) -> None:
     """Raise a PivotuneError where an objective has fewer English counterparts to learn from than it needs."""
     pairs = report.pairs.total()
     for name in config.by_name:
@@ -325,7 +331,7 @@ def check_model(config: RunConfig) -> nn.Module:
     if options.quantization is not None:
         quantization.check_modules(skeleton, config.lora.modules_to_save or [], options.quantization)
     if config.lora.r:
-        skeleton = with_adapters(skeleton, config.lora)
+        skeleton = _with_adapters(skeleton, config.lora)
     Anatomy(skeleton)  # refuses an architecture that is not known
     parts = [objective_of(options).on_skeleton(options, skeleton) for options in config.objectives]
     terms = [name for part in parts for name in part.weights()]
@@ -337,7 +343,7 @@ def check_model(config: RunConfig) -> nn.Module:
 def _load_model(config: RunConfig) -> nn.Module:
     options: dict[str, Any] = {"dtype": config.model.dtype}
     if config.model.quantization is not None:
-        options = quantization.load_options(config.model.quantization, _dtype_read(config), config.training.device)
+        options = quantization.load_options(config.model.quantization, dtype_read(config), config.training.device)
     options["attn_implementation"] = config.model.attn_implementation
     path, device = _resolved(config.model.path), config.training.device
     model = checkpoint.open_model(path, config.model.revision, device, **options)
@@ -350,18 +356,18 @@ def _load_model(config: RunConfig) -> nn.Module:
             *(config.model.path, ", ".join(idle)),
         )
     finite.check_finite(f"model.path: {config.model.path}", model.named_parameters())
-    return with_adapters(model, config.lora) if config.lora.r else model
+    return _with_adapters(model, config.lora) if config.lora.r else model
 
 
-def _dtype_read(config: RunConfig) -> str:
-    """The type that the weights are read in before they are quantised; the stored one where model.dtype is auto."""
+def dtype_read(config: RunConfig) -> str:
+    """The type that the weights are read in, before they are quantised; the stored one where model.dtype is auto."""
     if config.model.dtype != "auto":
         return config.model.dtype
     stored = str(checkpoint.open_config(config.model.path, config.model.revision).dtype).removeprefix("torch.")
     return stored if stored in get_args(Dtype) else "float32"
 
 
-def with_adapters(model: Any, options: LoraOptions) -> nn.Module:
+def _with_adapters(model: Any, options: LoraOptions) -> nn.Module:
     wanted = options.target_modules
     if isinstance(wanted, str) and wanted != "all-linear" and re.fullmatch(r"[\w.]+", wanted):
         wanted = [wanted]  # PEFT takes a string for a pattern of the whole name
@@ -443,7 +449,7 @@ def lengths_of_pairs(rows: datasets.Dataset) -> dict[str, Tensor]:
     return {name: torch.tensor(column.to_pylist(), dtype=torch.long) for name, column in found.items()}
 
 
-def tokenised(config: RunConfig, split: str, source: Any, tokenizer: Any) -> tuple[datasets.Dataset, Report, str]:
+def _tokenised(config: RunConfig, split: str, source: Any, tokenizer: Any) -> tuple[datasets.Dataset, Report, str]:
     """The rows, what was kept, and the prompts' style."""
     data = config.data
     reads = (OBJECTIVES[name].needs_english_answer(options) for name, options in config.by_name.items())

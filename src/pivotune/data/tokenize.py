@@ -38,6 +38,11 @@ _SCHEMA = pa.schema(
 )
 
 
+def paired(rows: Any) -> list[int]:
+    """Which of these tokenised rows have an English counterpart: their numbers."""
+    return [number for number, ids in enumerate(rows["english_prompt_ids"]) if ids]
+
+
 def tokenize_examples(
     examples: Iterable[ParallelExample],
     tokenizer: PreTrainedTokenizerBase,

@@ -36,6 +36,12 @@ class Pairs:
     def __getitem__(self, key: Any) -> Any:
         return self.english if key == "english_prompt_ids" else key
 
+    def activations(self, model: Any, seed: int) -> list[tuple[np.ndarray, ...]]:
+        """Of either side, one question at a time, in the order that the fit draws them in."""
+        order = torch.randperm(len(self.target), generator=torch.Generator().manual_seed(seed)).tolist()
+        sides = (self.target, self.english)
+        return [tuple(reference.last_feed_forward(model, side[i]).detach().numpy() for side in sides) for i in order]
+
     def collate(self, rows: list[int]) -> dict[str, Tensor]:
         def right(ids: list[list[int]]) -> tuple[Tensor, Tensor]:
             width = max(map(len, ids))
@@ -62,11 +68,7 @@ def test_transform_matrix_equals_plain_least_squares(matrix: str, ridge: float) 
     method = Method(model, [CCTuningConfig(matrix=matrix, ridge=ridge)])
     pairs = Pairs(80)
     fitted = fit_transform_matrix(method, pairs, pairs.collate, batch_size=7, seed=3)
-    order = torch.randperm(80, generator=torch.Generator().manual_seed(3)).tolist()
-    activations = [
-        tuple(reference.last_feed_forward(model, side[i]).detach().numpy() for side in (pairs.target, pairs.english))
-        for i in order
-    ]
+    activations = pairs.activations(model, seed=3)
     expected = reference.fit(activations[8:], matrix=matrix, ridge=ridge)
     np.testing.assert_allclose(fitted.weight.numpy(), expected, rtol=1e-4, atol=1e-5)
 
@@ -88,11 +90,7 @@ def test_an_automatic_ridge_is_the_best_on_pairs_kept_for_that(matrix: str) -> N
     method = Method(model, [CCTuningConfig(matrix=matrix, ridge="auto")])
     pairs = Pairs(60)
     fitted = fit_transform_matrix(method, pairs, pairs.collate, batch_size=7, seed=3)
-    order = torch.randperm(60, generator=torch.Generator().manual_seed(3)).tolist()
-    activations = [
-        tuple(reference.last_feed_forward(model, side[i]).detach().numpy() for side in (pairs.target, pairs.english))
-        for i in order
-    ]
+    activations = pairs.activations(model, seed=3)
     _, others, rest = activations[:6], activations[6:12], activations[12:]
     layers = [None] if matrix == "shared" else [slice(n, n + 1) for n in range(4)]
     chosen, expected = [], []

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pivotune.data.tokenize import paired
 from pivotune.errors import PivotuneError
 from pivotune.finite import broken
 from pivotune.objectives.cc_tuning.decision_maker import CCTuningConfig
@@ -158,7 +159,7 @@ def fit_transform_matrix(
     """
     objective: Any = method.objectives["cc_tuning"]  # type: ignore[index]
     config = objective.options
-    pairs = [i for i, ids in enumerate(dataset["english_prompt_ids"]) if ids]
+    pairs = paired(dataset)
     if len(pairs) < 2:
         raise PivotuneError(
             f"transform matrix: needs parallel questions, and the data have {len(pairs)} with an English counterpart."

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pivotune.anatomy import Anatomy
 from pivotune.data import ParallelCollator
+from pivotune.data.tokenize import paired
 from pivotune.distributed import on_first_process
 from pivotune.errors import PivotuneError
 from pivotune.losses import pool_span
@@ -38,7 +39,7 @@ def fit_centres(anatomy: Anatomy, layers: Sequence[tuple[int, int]], pooling: st
 
     def fit() -> Tensor:
         model, args = before.model, before.args
-        pairs = [number for number, ids in enumerate(before.rows["english_prompt_ids"]) if ids]
+        pairs = paired(before.rows)
         if not pairs:
             raise PivotuneError(
                 "deep_supervision.feature_loss: centred_cosine needs the mean of English questions, and data.train has "

@@ -216,7 +216,8 @@ class DeepSupervision(Objective):
         if before.record is None:
             return settled
         # A resumed run keeps its weights.
-        known = {name: before.record[0][name] for name in _weights(options) if getattr(options, name) == "auto"}
+        names = (f"{short}_weight" for short in TERMS.values())
+        known = {name: before.record[0][name] for name in names if getattr(options, name) == "auto"}
         weights = {name: value for name, value in before.record[1].items() if name == "weights"}
         return replace(settled, options=replace(settled.options, **known), record={**settled.record, **weights})
 
@@ -373,11 +374,6 @@ class DeepSupervision(Objective):
         if self.options.feature_loss == "contrast":
             return contrastive(own_BD[rows], english_PD, is_pair, self.options.temperature)
         return cosine_distance(english_PD, own_BD[rows], is_pair)
-
-
-def _weights(options: DeepSupervisionConfig) -> list[str]:
-    """Names of the options that hold the weights."""
-    return [f"{short}_weight" for short in TERMS.values()]
 
 
 def _own_positions(name: str, batch: Batch) -> tuple[Tensor, Tensor]:
